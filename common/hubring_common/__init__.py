@@ -1,0 +1,1 @@
+"""What more than one service says or does. Imports no service."""
