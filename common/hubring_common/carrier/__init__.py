@@ -1,0 +1,1 @@
+"""How tensor bytes travel between a worker and a shard: one contract, several roads."""
