@@ -1,0 +1,1 @@
+"""One parameter server: shards, their logs, their optimizers."""

@@ -1,0 +1,86 @@
+"""What a shard remembers of one session's pushes (P1-P3), and of the batches done (P6)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from hubring_common.ids import BatchKey, Digest, Lsn, Seq
+from hubring_server.machine.messages import Why
+
+WINDOW = 4
+"""Pushes that a session may have outstanding at a shard (P1)."""
+
+
+class Applied(NamedTuple):
+    lsn: Lsn
+    digest: Digest
+
+
+@dataclass(slots=True)
+class Window:
+    """The ids of one session: below `mark` all are applied; from it on, `applied` says which."""
+
+    mark: Seq = 0
+    applied: dict[Seq, Applied] = field(default_factory=dict)
+    logged: int = 0
+
+    def judge(self, seq: Seq, first_incomplete: Seq) -> Why | None:
+        """Why an id that is not in `applied` cannot be admitted, or None."""
+        if seq < self.mark:
+            return Why.STALE
+        if not first_incomplete <= seq < first_incomplete + WINDOW:  # P2
+            return Why.WINDOW
+        if any(s not in self.applied for s in range(self.mark, first_incomplete)):  # P3
+            return Why.GAP
+        return None
+
+    def log(self, seq: Seq, first_incomplete: Seq, applied: Applied) -> None:
+        """The push became a record: only now the mark moves (P3)."""
+        self.applied[seq] = applied
+        self.logged += 1
+        for passed in range(self.mark, first_incomplete):
+            del self.applied[passed]
+        self.mark = max(self.mark, first_incomplete)
+
+    @property
+    def ids(self) -> int:
+        """Distinct ids of this session that became records; equals `logged` (I4)."""
+        return self.mark + len(self.applied)
+
+
+class DoneBatches:
+    """The (epoch, batch) keys of logged pushes: a bit each, so that long runs stay small."""
+
+    def __init__(self) -> None:
+        self._bits: dict[int, bytearray] = {}
+        self._unstored: dict[BatchKey, Lsn] = {}
+
+    def __contains__(self, key: BatchKey) -> bool:
+        bits, byte = self._bits.get(key.epoch, b""), key.batch >> 3
+        return byte < len(bits) and bool(bits[byte] >> (key.batch & 7) & 1)
+
+    def among(self, keys: Iterable[BatchKey]) -> frozenset[BatchKey]:
+        return frozenset(key for key in keys if key in self)
+
+    def add(self, key: BatchKey, lsn: Lsn) -> None:
+        bits, byte = self._bits.setdefault(key.epoch, bytearray()), key.batch >> 3
+        bits.extend(bytes(max(0, byte + 1 - len(bits))))
+        bits[byte] |= 1 << (key.batch & 7)
+        self._unstored[key] = lsn
+
+    def stored(self, lsn: Lsn) -> None:
+        self._unstored = {k: at for k, at in self._unstored.items() if at > lsn}
+
+    def latest_unstored(self, keys: Iterable[BatchKey]) -> Lsn:
+        """The record that must be stored before these keys may be called done (P4)."""
+        return max((self._unstored.get(key, 0) for key in keys), default=0)
+
+    def count(self) -> int:
+        return sum(int.from_bytes(bits).bit_count() for bits in self._bits.values())
+
+    def snapshot(self) -> dict[int, bytes]:
+        return {epoch: bytes(bits) for epoch, bits in self._bits.items()}
+
+    def restore(self, data: dict[int, bytes]) -> None:
+        self._bits = {epoch: bytearray(bits) for epoch, bits in data.items()}
+        self._unstored = {}
