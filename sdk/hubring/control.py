@@ -1,0 +1,32 @@
+"""Asking a coordinator: its status, and to stop. For commands; needs no torch."""
+
+from typing import Self
+
+from hubring_common import rpc
+from hubring_common.messages import Status, StatusRequest, Stop
+
+
+class Control:
+    """Use as a context manager. Calls raise Unreachable, TimedOut or Unauthorized."""
+
+    def __init__(self, address: str, token: str, timeout: float = 5.0) -> None:
+        self._channel = rpc.open_channel(address)
+        self._caller = rpc.Caller(self._channel, "Coordinator", token, f"coordinator {address}")
+        self._timeout = timeout
+
+    def status(self) -> Status:
+        answer: Status = self._caller.call("GetStatus", StatusRequest(), self._timeout)
+        return answer
+
+    def stop(self, why: str, *, at_once: bool = False) -> None:
+        """Drain the run, or end it `at_once`."""
+        self._caller.call("StopRun", Stop(why, at_once), self._timeout)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
