@@ -60,7 +60,7 @@ def progress_line(status: Status) -> str:
     parts.append(f"stale {counts['staleness_mean']:.2f}")
     parts.append(f"wait {100 * mean([p.wait_share for p in progress]):.0f} %")
     if status.waiting_for:
-        parts.append(f"waiting {status.waiting_for}")
+        parts.append(status.waiting_for)
     return "  ".join(parts)
 
 

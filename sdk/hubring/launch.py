@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from hubring.children import Child, end
+from hubring.children import end
 from hubring.control import Control
 from hubring.display import Display
 from hubring.local import LocalCluster
@@ -41,7 +41,6 @@ class Launch:
         self._lead = 0.0  # seconds from this launch to the coordinator's start
         self._restarts = Restarts()
         self._ended: set[str] = set()
-        self._first_failed: Child | None = None
         self._asked = self._answered = 0  # times that a person asked it to stop
         self._woken = threading.Event()
 
@@ -121,7 +120,6 @@ class Launch:
                 self._cluster.start_worker(name, self._script)
                 continue
             self._ended.add(name)
-            self._first_failed = self._first_failed or (child if code else None)
             if code and len(self._ended) == self._plan.workers:
                 control.stop(f"no worker is left: {verdict.words}", at_once=True)
 
@@ -138,9 +136,10 @@ class Launch:
                 todo=f"the end of its log:\n{self._cluster.coordinator.tail()}",
             )
         self._display.finish(status, self._cluster.folder, seconds)
-        if self._first_failed is not None and not status.traceback:
-            self._display.say(f"the end of {self._first_failed.log}:")
-            self._display.say(self._first_failed.tail())
+        failed = next((w for w in self._cluster.workers.values() if w.returncode), None)
+        if failed is not None and status.state is RunState.FAILED and not status.traceback:
+            self._display.say(f"the end of {failed.log}:")
+            self._display.say(failed.tail())
         return Outcome(self._exit_code(code, status), self._summary(status, seconds))
 
     def _exit_code(self, code: int, status: Status) -> int:

@@ -90,6 +90,12 @@ def test_a_script_that_fails_before_it_joins_is_heard_of_at_once(tmp_path):
     assert "early.py" in done.stdout
 
 
+def test_an_option_that_the_script_refuses_is_shown_as_the_script_says_it(tmp_path):
+    done = hubring(tmp_path, "run", TINY, "--", "--bogus")
+    assert done.returncode == 1
+    assert "unrecognized arguments: --bogus" in done.stdout
+
+
 def test_a_worker_that_is_killed_is_started_again_and_no_batch_is_missing(tmp_path):
     mark = str(tmp_path / "killed")
     done = hubring(tmp_path, "run", TINY, "--timeout", "2", "--json", "--", "--kill-once", mark)

@@ -35,7 +35,7 @@ def test_a_run_forms():
     assert worker.heard == [
         Welcome(3, "worker-0", "run-1", "async", 7, 2, timeout=10.0, run_dir="runs/run-1")
     ]
-    assert cluster.status.waiting_for == "waiting 0 s for worker-0 to declare its model"
+    assert cluster.status.waiting_for == "waiting 0 s for worker-0 to declare a model"
     assert worker.declare() == Done()
     assert first.heard[1:] == [Install(1, 0, 2, SPEC), Members(2, 1, (3,))]
     assert late.heard[1:] == [Install(1, 1, 2, SPEC), Members(2, 1, (3,))]

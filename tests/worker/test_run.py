@@ -1,6 +1,7 @@
 """The run as a script holds it, over a whole cluster in this process."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -216,6 +217,20 @@ def test_the_coordinator_is_on_no_steps_path(whole, monkeypatch):
     assert not heard.is_set()
     heard.set()
     train(model, batches, optimizer)
+    run.finish()
+    run.close()
+    assert whole.end() == 0
+
+
+def test_a_script_can_ask_whether_the_run_drains(whole):
+    run = whole.join()
+    model, loader, optimizer = part(run)
+    assert not run.draining
+    whole.stops.ask("enough")
+    deadline = time.monotonic() + 10
+    while not run.draining:
+        train(model, loader, optimizer)
+        assert time.monotonic() < deadline, "the drain is not heard of"
     run.finish()
     run.close()
     assert whole.end() == 0

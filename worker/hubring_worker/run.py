@@ -93,6 +93,15 @@ class Run:
         self._hub.start(seed_them=formed.seed_them)
         return wrap(optimizer, flat, self._hub)
 
+    @property
+    def draining(self) -> bool:
+        """The run was asked to stop, and the loader is empty from now on.
+
+        A loop over epochs then ends by itself; one that goes on until a time or a number of
+        steps is reached should also ask here.
+        """
+        return self._session.draining
+
     def log(self, **metrics: Any) -> None:
         """Report numbers: `loss` shows in the progress line, all of them in the run's summary."""
         for name, value in metrics.items():

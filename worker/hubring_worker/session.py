@@ -89,6 +89,11 @@ class WorkerSession:
         return self._attendance.welcome
 
     @property
+    def draining(self) -> bool:
+        """The run was asked to stop: no more data is handed out."""
+        return self._draining
+
+    @property
     def timing(self) -> Timing:
         return self._timing
 

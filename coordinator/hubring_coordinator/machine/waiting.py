@@ -96,7 +96,7 @@ class Waiting:
             missing = run.servers - len(servers)
             return f"{missing} of {run.servers} servers ({here if servers else 'none is here'})"
         if state.chief is None:
-            return f"{listed(workers)} to declare its model" if workers else "the first worker"
+            return f"{listed(workers)} to declare a model" if workers else "the first worker"
         if empty := [server for server in placed if not server.installed]:
             return f"{listed(empty)} to take {'its shard' if len(empty) == 1 else 'their shards'}"
         if late := [s for s in placed if s.acked < max(state.chief.since, state.removed_in)]:
