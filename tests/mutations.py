@@ -197,7 +197,7 @@ def main(word: str = "") -> int:
             if word in guard.rule:
                 test = noticed_by(guard, TESTS[kind])
                 unnoticed += not test
-                sys.stdout.write(f"{kind} {guard.rule:22} {test or 'NOT NOTICED'}\n")
+                sys.stdout.write(f"{kind:8} {guard.rule:22} {test or 'NOT NOTICED'}\n")
                 sys.stdout.flush()
     return 1 if unnoticed else 0
 

@@ -141,8 +141,8 @@ def host(
     weights = ShardWeights(plan(spec(kind, shapes), 1), 0)
     failures: list[BaseException] = []
     running = ShardHost(RUN, weights, ASYNC, log or MemoryLog(), crashed or failures.append)
-    running.set_members(1, sessions, 5)
     try:
+        running.set_members(1, sessions, 5)
         yield running, weights
         assert not failures
     finally:

@@ -4,6 +4,7 @@ The traffic that every carrier brings: tests/common/test_carriers.py.
 """
 
 import threading
+from contextlib import closing
 
 import pytest
 import torch
@@ -74,12 +75,12 @@ def test_a_snapshot_goes_on_bit_for_bit():
     again = ShardWeights(plan(spec(kind), 1), 0)
     again.restore(state)
     with_state = ShardHost(RUN, again, ASYNC, MemoryLog(), lambda error: None)
-    with_state._machine.restore(state["machine"])
-    sender.seq = sender.batch = 1
-    sender.push(InprocCarrier(with_state), value=0.7)
-    assert torch.equal(again.data, expected)
-    assert with_state.snapshot()["machine"] == last
-    with_state.close()
+    with closing(with_state):
+        with_state._machine.restore(state["machine"])
+        sender.seq = sender.batch = 1
+        sender.push(InprocCarrier(with_state), value=0.7)
+        assert torch.equal(again.data, expected)
+        assert with_state.snapshot()["machine"] == last
 
 
 def test_every_version_is_whole_and_is_what_its_number_says():
@@ -204,10 +205,10 @@ def test_a_shard_that_holds_nothing_still_keeps_the_books():
     weights = ShardWeights(layout, 1)
     assert weights.nbytes == 0
     shard = ShardHost(RUN, weights, ASYNC, MemoryLog(), lambda error: None)
-    shard.set_members(1, (1,), 5)
-    sender, carrier = Sender(weights), InprocCarrier(shard)
-    sender.seed(carrier)
-    first = sender.push(carrier)
-    sender.seq = sender.batch = 0
-    assert sender.push(carrier).lsn == first.lsn
-    shard.close()
+    with closing(shard):
+        shard.set_members(1, (1,), 5)
+        sender, carrier = Sender(weights), InprocCarrier(shard)
+        sender.seed(carrier)
+        first = sender.push(carrier)
+        sender.seq = sender.batch = 0
+        assert sender.push(carrier).lsn == first.lsn

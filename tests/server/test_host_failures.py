@@ -230,8 +230,10 @@ def test_who_finds_no_buffer_waits_for_one_until_the_deadline():
     held = Staged(pool, [(0, 16)], 1)
     with pytest.raises(Busy, match="all 1 buffers for pushes of 16 bytes"):
         Staged(pool, [(0, 16)], 0.05)
+    started = time.monotonic()
     threading.Timer(0.05, held.discard).start()
-    Staged(pool, [(0, 16)], 5).discard()
+    Staged(pool, [(0, 16)], 20).discard()
+    assert time.monotonic() - started < 5
     held.discard()
     assert pool.out == 0
 

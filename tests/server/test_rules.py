@@ -323,6 +323,7 @@ def test_p7_a_snapshot_carries_marks_views_and_that_weights_are_pushed_to():
     other = Rig(1, seed=False)
     other.shard.restore(rig.shard.snapshot())
     assert other.seed(1) == [SeedAck(1, SEED)]
+    assert len(other.logged) == 1, "it has those weights"
     assert why(other.push(1, 0, 5)) is Why.STALE
     assert why(other.push(1, 6, 7, first=2)) is Why.WINDOW
     assert other.seed(1, digest=71) == [SeedRefuse(1, 71, Why.SEEDED)]
