@@ -22,6 +22,12 @@ class BatchKey(NamedTuple):
     batch: int
 
 
+UNLEASED = 1 << 40
+"""Epochs from here on are of gradients on no leased batch: UNLEASED + session, batch counted.
+P6 wants a key for every push.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class PushId:
     session: Session

@@ -135,7 +135,7 @@ def every_message() -> list[type]:
     classes = (value for value in vars(messages).values() if isinstance(value, type))
     own = (kind for kind in classes if kind.__module__.startswith(messages.__name__))
     travelling = [kind for kind in own if dataclasses.is_dataclass(kind)]
-    return [*travelling, layout.ParamSpec, layout.ModelSpec, BatchKey, PushId]
+    return [*travelling, layout.ParamSpec, layout.StillSpec, layout.ModelSpec, BatchKey, PushId]
 
 
 # --- numbers of param groups ---------------------------------------------------------------

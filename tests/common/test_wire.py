@@ -113,7 +113,7 @@ def test_a_field_of_a_later_minor_version_is_passed_over():
 def test_a_field_of_a_later_minor_version_is_passed_over_where_it_is_nested():
     span = wire.encode(messages.Span(1, 2, 3)) + b"\xf2\x7f\x03abc"
     taken = b"\x08\x01" + b"\x12" + bytes([len(span)]) + span
-    assert wire.decode(messages.Taken, taken).span == messages.Span(1, 2, 3)
+    assert wire.decode(messages.Taken, taken).spans == (messages.Span(1, 2, 3),)
 
 
 def test_what_is_absent_is_none_and_what_is_empty_is_not():

@@ -1,18 +1,11 @@
-"""The calls of the coordinator, and the status that it answers with."""
+"""The calls of the coordinator, but for those about data, evaluation and status."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
-from hubring_common.ids import BatchKey, Digest, Seq, Session
+from hubring_common.ids import Digest, Session
 from hubring_common.layout import ModelSpec
-from hubring_common.messages.members import (
-    MemberState,
-    Role,
-    RunState,
-    ShardProgress,
-    WorkerProgress,
-)
+from hubring_common.messages.members import WorkerProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +28,11 @@ class DataDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """Answer of a call that has nothing to say but that it is done."""
+    """Answer of a call that is done. `whole_below`, of a Settle: every batch of the epochs from
+    the settled one on, below this one, is with somebody; 0: not known.
+    """
+
+    whole_below: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,71 +42,14 @@ class Seeded:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
-    """`count` batches of an epoch from `first` on."""
+class Finish:
+    """A worker takes no more data and has no push in flight.
 
-    epoch: int
-    first: int
-    count: int
-
-    def keys(self) -> list[BatchKey]:
-        return [BatchKey(self.epoch, self.first + i) for i in range(self.count)]
-
-
-def spans_of(keys: Iterable[BatchKey]) -> tuple[Span, ...]:
-    """The keys as spans, neighbours joined; in the order given."""
-    spans: list[Span] = []
-    for key in keys:
-        last = spans[-1] if spans else None
-        if last is not None and key == (last.epoch, last.first + last.count):
-            spans[-1] = Span(last.epoch, last.first, last.count + 1)
-        else:
-            spans.append(Span(key.epoch, key.batch, 1))
-    return tuple(spans)
-
-
-@dataclass(frozen=True, slots=True)
-class Take:
-    """Ask for a task of `epoch` (or of an earlier one, if a worker died with it).
-
-    After a lost answer the same `seq` is sent again, and gets the same task.
+    `buffers`: those of its normalizing layers, as float64s; as many at every worker.
     """
 
     session: Session
-    epoch: int
-    seq: Seq
-
-
-class TakeState(Enum):
-    TASK = 1
-    OVER = 2
-    """No task is left of this epoch."""
-    WAIT = 3
-    """Ask again: a silent worker holds the rest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Taken:
-    state: TakeState
-    span: Span | None = None
-    why: str = ""
-    workers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Settle:
-    """Batches that every shard acknowledged, and batches given back untrained."""
-
-    session: Session
-    done: tuple[Span, ...] = ()
-    returned: tuple[Span, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """A worker takes no more data and has no push in flight."""
-
-    session: Session
+    buffers: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,53 +74,25 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
-class StatusRequest:
+class MemberDrain:
+    """One worker stops taking data, finishes what it has in hand and leaves."""
+
+    member: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StacksRequest:
     pass
 
 
 @dataclass(frozen=True, slots=True)
-class MemberStatus:
-    name: str
-    role: Role
-    state: MemberState
-    session: Session
-    host: str
-    pid: int
-    last_heard: float
+class MemberStacks:
+    member: str
+    text: str = ""
     why: str = ""
-    worker: WorkerProgress | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class ShardStatus:
-    shard: int
-    server: str
-    progress: ShardProgress
-
-
-@dataclass(frozen=True, slots=True)
-class EpochStatus:
-    epoch: int
-    batches: int
-    done: int
-    leased: int
-    left: int
-
-
-@dataclass(frozen=True, slots=True)
-class Status:
-    run: str
-    state: RunState
-    mode: str
-    why: str = ""
-    who: str = ""
-    kind: str = ""
-    traceback: str = ""
-    waiting_for: str = ""
-    seconds: float = 0.0
-    first_step_seconds: float = 0.0
-    members: tuple[MemberStatus, ...] = ()
-    shards: tuple[ShardStatus, ...] = ()
-    epochs: tuple[EpochStatus, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    model: str = ""
+class Stacks:
+    members: tuple[MemberStacks, ...]

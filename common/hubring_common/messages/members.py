@@ -53,6 +53,7 @@ class Hello:
     features: tuple[str, ...] = ()
     major: int = MAJOR
     minor: int = MINOR
+    torch: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class WorkerProgress:
     staleness_max: int = 0
     pushes: int = 0
     waiting_for: str = ""
+    batch_seconds: float = 0.0
+    staleness: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,8 @@ class ShardProgress:
     duplicates: int = 0
     refused: int = 0
     apply_seconds: float = 0.0
+    queue: int = 0
+    batches: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +99,19 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
+class StacksDump:
+    """Answer of DumpStacks."""
+
+    request: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class FromMember:
     hello: Hello | None = None
     heartbeat: Heartbeat | None = None
     acked: Acked | None = None
+    stacks: StacksDump | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,13 +173,35 @@ class Quiet:
     """To a worker: the weights are final; the chief also writes them down."""
 
     write_model: bool
+    buffers: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """To a worker: finish what is in hand, then end."""
+    """To a worker: finish what is in hand, then end. `alone`: the run goes on without it."""
 
     why: str
+    alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """To a worker: give back up to `count` batches of `epoch` that it has not begun, the last ones
+    first; or, with `keep`, of each epoch from that one on all but so many. A Settle that names
+    the recall answers it.
+    """
+
+    recall: int
+    epoch: int
+    count: int
+    keep: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DumpStacks:
+    """To any member: send the Python stacks of all threads."""
+
+    request: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +223,5 @@ class ToMember:
     quiet: Quiet | None = None
     drain: Drain | None = None
     end: End | None = None
+    recall: Recall | None = None
+    dump_stacks: DumpStacks | None = None

@@ -29,13 +29,14 @@ class GroupHypers:
 
 @dataclass(frozen=True, slots=True)
 class SeedHeader:
-    """The first weights of a shard. Frames follow."""
+    """A shard's first weights, or `still`: what it keeps of the still tensors. Frames follow."""
 
     run: str
     shard: int
     session: Session
     nbytes: int
     digest: Digest
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,10 @@ class PullHeader:
     run: str
     shard: int
     session: Session
+    still: bool = False
+    """What the shard keeps of the still tensors is wanted, not its weights."""
+    have: Digest = 0
+    """Of the bytes that the caller has. Where the shard's are the same, none travel."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhubring_proto/v1/common.proto\x12\nhubring.v1\"V\n\tParamSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x06stride\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\r\n\x05group\x18\x05 \x01(\r\"E\n\tModelSpec\x12%\n\x06params\x18\x01 \x03(\x0b\x32\x15.hubring.v1.ParamSpec\x12\x11\n\toptimizer\x18\x02 \x01(\t\"3\n\x04Span\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"(\n\x08\x42\x61tchKey\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\"B\n\tErrorInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x66\x61\x63t\x18\x02 \x01(\t\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0c\n\x04todo\x18\x04 \x01(\t*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_WORKER\x10\x01\x12\x0f\n\x0bROLE_SERVER\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dhubring_proto/v1/common.proto\x12\nhubring.v1\"V\n\tParamSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0e\n\x06stride\x18\x03 \x03(\x03\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\r\n\x05group\x18\x05 \x01(\r\"G\n\tStillSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x0e\n\x06nbytes\x18\x04 \x01(\x04\"k\n\tModelSpec\x12%\n\x06params\x18\x01 \x03(\x0b\x32\x15.hubring.v1.ParamSpec\x12\x11\n\toptimizer\x18\x02 \x01(\t\x12$\n\x05still\x18\x03 \x03(\x0b\x32\x15.hubring.v1.StillSpec\"3\n\x04Span\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05\x66irst\x18\x02 \x01(\x04\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\"(\n\x08\x42\x61tchKey\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\r\n\x05\x62\x61tch\x18\x02 \x01(\x04\"B\n\tErrorInfo\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04\x66\x61\x63t\x18\x02 \x01(\t\x12\x0b\n\x03who\x18\x03 \x01(\t\x12\x0c\n\x04todo\x18\x04 \x01(\t*>\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_WORKER\x10\x01\x12\x0f\n\x0bROLE_SERVER\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hubring_proto.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=367
-  _globals['_ROLE']._serialized_end=429
+  _globals['_ROLE']._serialized_start=478
+  _globals['_ROLE']._serialized_end=540
   _globals['_PARAMSPEC']._serialized_start=45
   _globals['_PARAMSPEC']._serialized_end=131
-  _globals['_MODELSPEC']._serialized_start=133
-  _globals['_MODELSPEC']._serialized_end=202
-  _globals['_SPAN']._serialized_start=204
-  _globals['_SPAN']._serialized_end=255
-  _globals['_BATCHKEY']._serialized_start=257
-  _globals['_BATCHKEY']._serialized_end=297
-  _globals['_ERRORINFO']._serialized_start=299
-  _globals['_ERRORINFO']._serialized_end=365
+  _globals['_STILLSPEC']._serialized_start=133
+  _globals['_STILLSPEC']._serialized_end=204
+  _globals['_MODELSPEC']._serialized_start=206
+  _globals['_MODELSPEC']._serialized_end=313
+  _globals['_SPAN']._serialized_start=315
+  _globals['_SPAN']._serialized_end=366
+  _globals['_BATCHKEY']._serialized_start=368
+  _globals['_BATCHKEY']._serialized_end=408
+  _globals['_ERRORINFO']._serialized_start=410
+  _globals['_ERRORINFO']._serialized_end=476
 # @@protoc_insertion_point(module_scope)

@@ -78,26 +78,66 @@ class ParamSpec(_message.Message):
 Global___ParamSpec: _TypeAlias = ParamSpec  # noqa: Y015
 
 @_typing.final
+class StillSpec(_message.Message):
+    """A tensor that no optimizer steps: a frozen parameter, or a buffer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    DTYPE_FIELD_NUMBER: _builtins.int
+    NBYTES_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    dtype: _builtins.str
+    """torch's name, any of them"""
+    nbytes: _builtins.int
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """elements"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        dtype: _builtins.str = ...,
+        nbytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "name", b"name", "nbytes", b"nbytes", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StillSpec: _TypeAlias = StillSpec  # noqa: Y015
+
+@_typing.final
 class ModelSpec(_message.Message):
-    """The parameters that the optimizer steps, in the order of its param groups."""
+    """The parameters that the optimizer steps, in the order of its param groups, and the rest of the
+    model, in the order of its bytes.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PARAMS_FIELD_NUMBER: _builtins.int
     OPTIMIZER_FIELD_NUMBER: _builtins.int
+    STILL_FIELD_NUMBER: _builtins.int
     optimizer: _builtins.str
     """class name in torch.optim"""
     @_builtins.property
     def params(self) -> _containers.RepeatedCompositeFieldContainer[Global___ParamSpec]: ...
+    @_builtins.property
+    def still(self) -> _containers.RepeatedCompositeFieldContainer[Global___StillSpec]: ...
     def __init__(
         self,
         *,
         params: _abc.Iterable[Global___ParamSpec] | None = ...,
         optimizer: _builtins.str = ...,
+        still: _abc.Iterable[Global___StillSpec] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "params", b"params"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["optimizer", b"optimizer", "params", b"params", "still", b"still"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -68,6 +68,27 @@ TAKE_STATE_OVER: TakeState.ValueType  # 2
 TAKE_STATE_WAIT: TakeState.ValueType  # 3
 Global___TakeState: _TypeAlias = TakeState  # noqa: Y015
 
+class _EvaluationState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EvaluationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EvaluationState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    EVALUATION_STATE_UNSPECIFIED: _EvaluationState.ValueType  # 0
+    EVALUATION_STATE_TASK: _EvaluationState.ValueType  # 1
+    EVALUATION_STATE_DONE: _EvaluationState.ValueType  # 2
+    EVALUATION_STATE_WAIT: _EvaluationState.ValueType  # 3
+    """ask again"""
+
+class EvaluationState(_EvaluationState, metaclass=_EvaluationStateEnumTypeWrapper): ...
+
+EVALUATION_STATE_UNSPECIFIED: EvaluationState.ValueType  # 0
+EVALUATION_STATE_TASK: EvaluationState.ValueType  # 1
+EVALUATION_STATE_DONE: EvaluationState.ValueType  # 2
+EVALUATION_STATE_WAIT: EvaluationState.ValueType  # 3
+"""ask again"""
+Global___EvaluationState: _TypeAlias = EvaluationState  # noqa: Y015
+
 class _MemberState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -103,6 +124,7 @@ class Hello(_message.Message):
     FEATURES_FIELD_NUMBER: _builtins.int
     MAJOR_FIELD_NUMBER: _builtins.int
     MINOR_FIELD_NUMBER: _builtins.int
+    TORCH_FIELD_NUMBER: _builtins.int
     role: _common_pb2.Role.ValueType
     run: _builtins.str
     """empty: whichever run the cluster serves"""
@@ -114,6 +136,8 @@ class Hello(_message.Message):
     """a server's claimed slot"""
     major: _builtins.int
     minor: _builtins.int
+    torch: _builtins.str
+    """version of this member's torch"""
     @_builtins.property
     def endpoints(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """a server's addresses, best first: "grpc:HOST:PORT" """
@@ -133,10 +157,11 @@ class Hello(_message.Message):
         features: _abc.Iterable[_builtins.str] | None = ...,
         major: _builtins.int = ...,
         minor: _builtins.int = ...,
+        torch: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "features", b"features", "host", b"host", "major", b"major", "minor", b"minor", "pid", b"pid", "role", b"role", "run", b"run", "session", b"session", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "features", b"features", "host", b"host", "major", b"major", "minor", b"minor", "pid", b"pid", "role", b"role", "run", b"run", "session", b"session", "slot", b"slot", "torch", b"torch"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -156,6 +181,8 @@ class WorkerProgress(_message.Message):
     STALENESS_MAX_FIELD_NUMBER: _builtins.int
     PUSHES_FIELD_NUMBER: _builtins.int
     WAITING_FOR_FIELD_NUMBER: _builtins.int
+    BATCH_SECONDS_FIELD_NUMBER: _builtins.int
+    STALENESS_FIELD_NUMBER: _builtins.int
     steps: _builtins.int
     samples: _builtins.int
     epoch: _builtins.int
@@ -171,6 +198,12 @@ class WorkerProgress(_message.Message):
     pushes: _builtins.int
     """acknowledged, counted once a shard"""
     waiting_for: _builtins.str
+    batch_seconds: _builtins.float
+    """of its work on one batch, lately; 0: not known yet"""
+    @_builtins.property
+    def staleness(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """pushes by staleness: 0, 1, 2-3, 4-7, 8-15, ..."""
+
     def __init__(
         self,
         *,
@@ -184,10 +217,12 @@ class WorkerProgress(_message.Message):
         staleness_max: _builtins.int = ...,
         pushes: _builtins.int = ...,
         waiting_for: _builtins.str = ...,
+        batch_seconds: _builtins.float = ...,
+        staleness: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "loss", b"loss", "pushes", b"pushes", "rate", b"rate", "samples", b"samples", "staleness_max", b"staleness_max", "staleness_sum", b"staleness_sum", "steps", b"steps", "wait_share", b"wait_share", "waiting_for", b"waiting_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_seconds", b"batch_seconds", "epoch", b"epoch", "loss", b"loss", "pushes", b"pushes", "rate", b"rate", "samples", b"samples", "staleness", b"staleness", "staleness_max", b"staleness_max", "staleness_sum", b"staleness_sum", "steps", b"steps", "wait_share", b"wait_share", "waiting_for", b"waiting_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -204,6 +239,8 @@ class ShardProgress(_message.Message):
     DUPLICATES_FIELD_NUMBER: _builtins.int
     REFUSED_FIELD_NUMBER: _builtins.int
     APPLY_SECONDS_FIELD_NUMBER: _builtins.int
+    QUEUE_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
     shard: _builtins.int
     nbytes: _builtins.int
     """of weights"""
@@ -215,6 +252,10 @@ class ShardProgress(_message.Message):
     """pushes answered without being applied"""
     refused: _builtins.int
     apply_seconds: _builtins.float
+    queue: _builtins.int
+    """pushes received and not applied"""
+    batches: _builtins.int
+    """leased batches that it holds as done"""
     def __init__(
         self,
         *,
@@ -225,10 +266,12 @@ class ShardProgress(_message.Message):
         duplicates: _builtins.int = ...,
         refused: _builtins.int = ...,
         apply_seconds: _builtins.float = ...,
+        queue: _builtins.int = ...,
+        batches: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "apply_seconds", b"apply_seconds", "duplicates", b"duplicates", "nbytes", b"nbytes", "refused", b"refused", "shard", b"shard", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "apply_seconds", b"apply_seconds", "batches", b"batches", "duplicates", b"duplicates", "nbytes", b"nbytes", "queue", b"queue", "refused", b"refused", "shard", b"shard", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -278,30 +321,58 @@ class Acked(_message.Message):
 Global___Acked: _TypeAlias = Acked  # noqa: Y015
 
 @_typing.final
+class StacksDump(_message.Message):
+    """Answer of DumpStacks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    request: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        request: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StacksDump: _TypeAlias = StacksDump  # noqa: Y015
+
+@_typing.final
 class FromMember(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     ACKED_FIELD_NUMBER: _builtins.int
+    STACKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___Hello: ...
     @_builtins.property
     def heartbeat(self) -> Global___Heartbeat: ...
     @_builtins.property
     def acked(self) -> Global___Acked: ...
+    @_builtins.property
+    def stacks(self) -> Global___StacksDump: ...
     def __init__(
         self,
         *,
         hello: Global___Hello | None = ...,
         heartbeat: Global___Heartbeat | None = ...,
         acked: Global___Acked | None = ...,
+        stacks: Global___StacksDump | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "stacks", b"stacks"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["acked", b"acked", "heartbeat", b"heartbeat", "hello", b"hello", "kind", b"kind", "stacks", b"stacks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "heartbeat", "acked"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "heartbeat", "acked", "stacks"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -475,15 +546,19 @@ class Quiet(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WRITE_MODEL_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
     write_model: _builtins.bool
+    buffers: _builtins.bytes
+    """the mean of what the workers finished with"""
     def __init__(
         self,
         *,
         write_model: _builtins.bool = ...,
+        buffers: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["write_model", b"write_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "write_model", b"write_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -494,19 +569,77 @@ class Drain(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WHY_FIELD_NUMBER: _builtins.int
+    ALONE_FIELD_NUMBER: _builtins.int
     why: _builtins.str
+    alone: _builtins.bool
+    """only this worker; the run goes on without it"""
     def __init__(
         self,
         *,
         why: _builtins.str = ...,
+        alone: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["alone", b"alone", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Drain: _TypeAlias = Drain  # noqa: Y015
+
+@_typing.final
+class Recall(_message.Message):
+    """To a worker: give back up to `count` batches of the epoch that you have not begun, the last ones
+    first; or, with `keep`, of each epoch from this one on all but so many. Another has nothing to do.
+    Answered by a Settle that names the recall.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECALL_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
+    recall: _builtins.int
+    epoch: _builtins.int
+    count: _builtins.int
+    keep: _builtins.int
+    def __init__(
+        self,
+        *,
+        recall: _builtins.int = ...,
+        epoch: _builtins.int = ...,
+        count: _builtins.int = ...,
+        keep: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "epoch", b"epoch", "keep", b"keep", "recall", b"recall"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Recall: _TypeAlias = Recall  # noqa: Y015
+
+@_typing.final
+class DumpStacks(_message.Message):
+    """To any member: send the Python stacks of all your threads."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    request: _builtins.int
+    def __init__(
+        self,
+        *,
+        request: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DumpStacks: _TypeAlias = DumpStacks  # noqa: Y015
 
 @_typing.final
 class End(_message.Message):
@@ -548,6 +681,8 @@ class ToMember(_message.Message):
     QUIET_FIELD_NUMBER: _builtins.int
     DRAIN_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
+    DUMP_STACKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___Welcome: ...
     @_builtins.property
@@ -562,6 +697,10 @@ class ToMember(_message.Message):
     def drain(self) -> Global___Drain: ...
     @_builtins.property
     def end(self) -> Global___End: ...
+    @_builtins.property
+    def recall(self) -> Global___Recall: ...
+    @_builtins.property
+    def dump_stacks(self) -> Global___DumpStacks: ...
     def __init__(
         self,
         *,
@@ -572,12 +711,14 @@ class ToMember(_message.Message):
         quiet: Global___Quiet | None = ...,
         drain: Global___Drain | None = ...,
         end: Global___End | None = ...,
+        recall: Global___Recall | None = ...,
+        dump_stacks: Global___DumpStacks | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "end", b"end", "formed", b"formed", "install", b"install", "kind", b"kind", "members", b"members", "quiet", b"quiet", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "dump_stacks", b"dump_stacks", "end", b"end", "formed", b"formed", "install", b"install", "kind", b"kind", "members", b"members", "quiet", b"quiet", "recall", b"recall", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "end", b"end", "formed", b"formed", "install", b"install", "kind", b"kind", "members", b"members", "quiet", b"quiet", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "dump_stacks", b"dump_stacks", "end", b"end", "formed", b"formed", "install", b"install", "kind", b"kind", "members", b"members", "quiet", b"quiet", "recall", b"recall", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "install", "members", "formed", "quiet", "drain", "end"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["welcome", "install", "members", "formed", "quiet", "drain", "end", "recall", "dump_stacks"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -681,12 +822,19 @@ Global___DataDeclaration: _TypeAlias = DataDeclaration  # noqa: Y015
 class Done(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    WHOLE_BELOW_FIELD_NUMBER: _builtins.int
+    whole_below: _builtins.int
+    """Of a Settle: every batch of the epochs from the settled one on, below this one, is with
+    somebody; 0: not known.
+    """
     def __init__(
         self,
+        *,
+        whole_below: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["whole_below", b"whole_below"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -724,20 +872,28 @@ class Take(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     SEQ_FIELD_NUMBER: _builtins.int
+    BATCH_SECONDS_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     epoch: _builtins.int
     seq: _builtins.int
-    """counts a session's takes from 1; the same number again gets the same task"""
+    """counts a session's takes from 1; the same number again gets the same tasks"""
+    batch_seconds: _builtins.float
+    """of this worker's work on one batch; 0: not known yet"""
+    ahead: _builtins.bool
+    """not needed yet: answer at once, perhaps with tasks of later epochs"""
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
         epoch: _builtins.int = ...,
         seq: _builtins.int = ...,
+        batch_seconds: _builtins.float = ...,
+        ahead: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "seq", b"seq", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "batch_seconds", b"batch_seconds", "epoch", b"epoch", "seq", b"seq", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -748,30 +904,69 @@ class Taken(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
-    SPAN_FIELD_NUMBER: _builtins.int
+    SPANS_FIELD_NUMBER: _builtins.int
     WHY_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    WHOLE_BELOW_FIELD_NUMBER: _builtins.int
     state: Global___TakeState.ValueType
     why: _builtins.str
     workers: _builtins.int
     """that train now"""
+    whole_below: _builtins.int
+    """as in Done, from the asked epoch on"""
+    @_builtins.property
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]:
+        """tasks, in the order to train them"""
+
+    def __init__(
+        self,
+        *,
+        state: Global___TakeState.ValueType = ...,
+        spans: _abc.Iterable[_common_pb2.Span] | None = ...,
+        why: _builtins.str = ...,
+        workers: _builtins.int = ...,
+        whole_below: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["spans", b"spans", "state", b"state", "whole_below", b"whole_below", "why", b"why", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Taken: _TypeAlias = Taken  # noqa: Y015
+
+@_typing.final
+class Pushed(_message.Message):
+    """Batches that counted with pushes `seq`, `seq` + 1, ... one each, or all with push `seq`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPAN_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    TOGETHER_FIELD_NUMBER: _builtins.int
+    CONFESSED_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    together: _builtins.bool
+    """all in one push"""
+    confessed: _builtins.bool
+    """the shards had them already, by a push of an earlier holder"""
     @_builtins.property
     def span(self) -> _common_pb2.Span: ...
     def __init__(
         self,
         *,
-        state: Global___TakeState.ValueType = ...,
         span: _common_pb2.Span | None = ...,
-        why: _builtins.str = ...,
-        workers: _builtins.int = ...,
+        seq: _builtins.int = ...,
+        together: _builtins.bool = ...,
+        confessed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["span", b"span"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["span", b"span", "state", b"state", "why", b"why", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confessed", b"confessed", "seq", b"seq", "span", b"span", "together", b"together"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Taken: _TypeAlias = Taken  # noqa: Y015
+Global___Pushed: _TypeAlias = Pushed  # noqa: Y015
 
 @_typing.final
 class Settle(_message.Message):
@@ -780,21 +975,25 @@ class Settle(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     RETURNED_FIELD_NUMBER: _builtins.int
+    RECALL_FIELD_NUMBER: _builtins.int
     session: _builtins.int
+    recall: _builtins.int
+    """that this answers; 0: none"""
     @_builtins.property
-    def done(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]: ...
+    def done(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pushed]: ...
     @_builtins.property
     def returned(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]: ...
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
-        done: _abc.Iterable[_common_pb2.Span] | None = ...,
+        done: _abc.Iterable[Global___Pushed] | None = ...,
         returned: _abc.Iterable[_common_pb2.Span] | None = ...,
+        recall: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "returned", b"returned", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "recall", b"recall", "returned", b"returned", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -805,15 +1004,19 @@ class Finish(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
+    buffers: _builtins.bytes
+    """float64s, little-endian; as many at every worker"""
     def __init__(
         self,
         *,
         session: _builtins.int = ...,
+        buffers: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -915,6 +1118,468 @@ class StatusRequest(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StatusRequest: _TypeAlias = StatusRequest  # noqa: Y015
+
+@_typing.final
+class MemberDrain(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    member: _builtins.str
+    """its name, such as worker-3"""
+    why: _builtins.str
+    def __init__(
+        self,
+        *,
+        member: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberDrain: _TypeAlias = MemberDrain  # noqa: Y015
+
+@_typing.final
+class StopRule(_message.Message):
+    """kind: "steps", "epochs", "seconds" (value); "reaches" (metric, value); "stalls" (metric, no
+    improvement by more than value in `patience` evaluations, or finished epochs for a logged one).
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    METRIC_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    PATIENCE_FIELD_NUMBER: _builtins.int
+    MAXIMIZE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    metric: _builtins.str
+    value: _builtins.float
+    patience: _builtins.int
+    maximize: _builtins.bool
+    """larger is better"""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        metric: _builtins.str = ...,
+        value: _builtins.float = ...,
+        patience: _builtins.int = ...,
+        maximize: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "maximize", b"maximize", "metric", b"metric", "patience", b"patience", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRule: _TypeAlias = StopRule  # noqa: Y015
+
+@_typing.final
+class StopRules(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    RULES_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    @_builtins.property
+    def rules(self) -> _containers.RepeatedCompositeFieldContainer[Global___StopRule]: ...
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        rules: _abc.Iterable[Global___StopRule] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rules", b"rules", "session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopRules: _TypeAlias = StopRules  # noqa: Y015
+
+@_typing.final
+class LedgerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerRequest: _TypeAlias = LedgerRequest  # noqa: Y015
+
+@_typing.final
+class LedgerEntry(_message.Message):
+    """Batches [first, first + count) of an epoch, trained by one worker in a row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    WORKER_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    SEQ_FIELD_NUMBER: _builtins.int
+    TOGETHER_FIELD_NUMBER: _builtins.int
+    CONFESSED_FIELD_NUMBER: _builtins.int
+    TAKEN_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    count: _builtins.int
+    worker: _builtins.str
+    session: _builtins.int
+    seq: _builtins.int
+    """of the first batch's push; each next batch one more, unless `together`"""
+    together: _builtins.bool
+    confessed: _builtins.bool
+    taken: _builtins.float
+    """seconds into the run, of the first"""
+    done: _builtins.float
+    """seconds into the run, of the last"""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        worker: _builtins.str = ...,
+        session: _builtins.int = ...,
+        seq: _builtins.int = ...,
+        together: _builtins.bool = ...,
+        confessed: _builtins.bool = ...,
+        taken: _builtins.float = ...,
+        done: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["confessed", b"confessed", "count", b"count", "done", b"done", "first", b"first", "seq", b"seq", "session", b"session", "taken", b"taken", "together", b"together", "worker", b"worker"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LedgerEntry: _TypeAlias = LedgerEntry  # noqa: Y015
+
+@_typing.final
+class SetAside(_message.Message):
+    """A batch that was with several workers when they died, and is left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BATCH_FIELD_NUMBER: _builtins.int
+    WORKERS_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    batch: _builtins.int
+    @_builtins.property
+    def workers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        batch: _builtins.int = ...,
+        workers: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "epoch", b"epoch", "workers", b"workers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAside: _TypeAlias = SetAside  # noqa: Y015
+
+@_typing.final
+class Ledger(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EPOCH_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    epoch: _builtins.int
+    batches: _builtins.int
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___LedgerEntry]:
+        """by batch"""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[_common_pb2.Span]:
+        """not done"""
+
+    @_builtins.property
+    def set_aside(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetAside]:
+        """part of `missing`"""
+
+    def __init__(
+        self,
+        *,
+        epoch: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        entries: _abc.Iterable[Global___LedgerEntry] | None = ...,
+        missing: _abc.Iterable[_common_pb2.Span] | None = ...,
+        set_aside: _abc.Iterable[Global___SetAside] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "entries", b"entries", "epoch", b"epoch", "missing", b"missing", "set_aside", b"set_aside"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Ledger: _TypeAlias = Ledger  # noqa: Y015
+
+@_typing.final
+class Total(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUM_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    sum: _builtins.float
+    count: _builtins.float
+    def __init__(
+        self,
+        *,
+        sum: _builtins.float = ...,
+        count: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "sum", b"sum"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Total: _TypeAlias = Total  # noqa: Y015
+
+@_typing.final
+class BatchTotals(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class TotalsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        @_builtins.property
+        def value(self) -> Global___Total: ...
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: Global___Total | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    BATCH_FIELD_NUMBER: _builtins.int
+    TOTALS_FIELD_NUMBER: _builtins.int
+    batch: _builtins.int
+    @_builtins.property
+    def totals(self) -> _containers.MessageMap[_builtins.str, Global___Total]: ...
+    def __init__(
+        self,
+        *,
+        batch: _builtins.int = ...,
+        totals: _abc.Mapping[_builtins.str, Global___Total] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch", b"batch", "totals", b"totals"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchTotals: _TypeAlias = BatchTotals  # noqa: Y015
+
+@_typing.final
+class EvaluationPart(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SettingsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    MEASURED_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
+    session: _builtins.int
+    number: _builtins.int
+    """counts the script's evaluations from 1"""
+    batches: _builtins.int
+    """of the evaluated data"""
+    buffers: _builtins.bytes
+    """as in Finish; with a worker's first part of an evaluation"""
+    @_builtins.property
+    def settings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def measured(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchTotals]: ...
+    def __init__(
+        self,
+        *,
+        session: _builtins.int = ...,
+        number: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        settings: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        measured: _abc.Iterable[Global___BatchTotals] | None = ...,
+        buffers: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "buffers", b"buffers", "measured", b"measured", "number", b"number", "session", b"session", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationPart: _TypeAlias = EvaluationPart  # noqa: Y015
+
+@_typing.final
+class EvaluationTask(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STATE_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    BUFFERS_FIELD_NUMBER: _builtins.int
+    state: Global___EvaluationState.ValueType
+    first: _builtins.int
+    count: _builtins.int
+    why: _builtins.str
+    """of a wait"""
+    buffers: _builtins.bytes
+    """the mean over the workers, in answer to a worker's own"""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """of a finished one"""
+
+    def __init__(
+        self,
+        *,
+        state: Global___EvaluationState.ValueType = ...,
+        first: _builtins.int = ...,
+        count: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+        why: _builtins.str = ...,
+        buffers: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["buffers", b"buffers", "count", b"count", "first", b"first", "metrics", b"metrics", "state", b"state", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationTask: _TypeAlias = EvaluationTask  # noqa: Y015
+
+@_typing.final
+class StacksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StacksRequest: _TypeAlias = StacksRequest  # noqa: Y015
+
+@_typing.final
+class MemberStacks(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    member: _builtins.str
+    text: _builtins.str
+    why: _builtins.str
+    """no text, and why"""
+    def __init__(
+        self,
+        *,
+        member: _builtins.str = ...,
+        text: _builtins.str = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "text", b"text", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MemberStacks: _TypeAlias = MemberStacks  # noqa: Y015
+
+@_typing.final
+class Stacks(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberStacks]: ...
+    def __init__(
+        self,
+        *,
+        members: _abc.Iterable[Global___MemberStacks] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stacks: _TypeAlias = Stacks  # noqa: Y015
 
 @_typing.final
 class MemberStatus(_message.Message):
@@ -1019,6 +1684,121 @@ class EpochStatus(_message.Message):
 Global___EpochStatus: _TypeAlias = EpochStatus  # noqa: Y015
 
 @_typing.final
+class RunEvent(_message.Message):
+    """What happened, for people. kind: joined, left, died, training, evaluated, draining, ended, ..."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SECONDS_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    WHO_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    seconds: _builtins.float
+    """into the run"""
+    kind: _builtins.str
+    who: _builtins.str
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        seconds: _builtins.float = ...,
+        kind: _builtins.str = ...,
+        who: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "seconds", b"seconds", "text", b"text", "who", b"who"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
+
+@_typing.final
+class EvaluationStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetricsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    BATCHES_FIELD_NUMBER: _builtins.int
+    DONE_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    METRICS_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    batches: _builtins.int
+    done: _builtins.int
+    seconds: _builtins.float
+    """into the run, when it was finished; 0: not yet"""
+    steps: _builtins.int
+    """of the cluster, then"""
+    @_builtins.property
+    def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        batches: _builtins.int = ...,
+        done: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        steps: _builtins.int = ...,
+        metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batches", b"batches", "done", b"done", "metrics", b"metrics", "number", b"number", "seconds", b"seconds", "steps", b"steps"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvaluationStatus: _TypeAlias = EvaluationStatus  # noqa: Y015
+
+@_typing.final
+class Goal(_message.Message):
+    """How far a stop rule is: reached of wanted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WANTED_FIELD_NUMBER: _builtins.int
+    REACHED_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    wanted: _builtins.float
+    reached: _builtins.float
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        wanted: _builtins.float = ...,
+        reached: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reached", b"reached", "wanted", b"wanted"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Goal: _TypeAlias = Goal  # noqa: Y015
+
+@_typing.final
 class Status(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1057,6 +1837,13 @@ class Status(_message.Message):
     EPOCHS_FIELD_NUMBER: _builtins.int
     METRICS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    EVENTS_FIELD_NUMBER: _builtins.int
+    EVALUATIONS_FIELD_NUMBER: _builtins.int
+    GOALS_FIELD_NUMBER: _builtins.int
+    SET_ASIDE_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    EPOCHS_DONE_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     state: Global___RunState.ValueType
     mode: _builtins.str
@@ -1070,6 +1857,12 @@ class Status(_message.Message):
     first_step_seconds: _builtins.float
     """from then to the first acknowledged push; 0: none yet"""
     model: _builtins.str
+    ledger: _builtins.str
+    """the end's check, in words; empty until then"""
+    boot: _builtins.int
+    """of the coordinator, from 1"""
+    epochs_done: _builtins.int
+    """`epochs` has only the last ones"""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemberStatus]: ...
     @_builtins.property
@@ -1080,6 +1873,16 @@ class Status(_message.Message):
     def metrics(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """logged by the workers"""
 
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunEvent]:
+        """the last ones, and the first error whenever it was"""
+
+    @_builtins.property
+    def evaluations(self) -> _containers.RepeatedCompositeFieldContainer[Global___EvaluationStatus]: ...
+    @_builtins.property
+    def goals(self) -> _containers.RepeatedCompositeFieldContainer[Global___Goal]: ...
+    @_builtins.property
+    def set_aside(self) -> _containers.RepeatedCompositeFieldContainer[Global___SetAside]: ...
     def __init__(
         self,
         *,
@@ -1098,10 +1901,17 @@ class Status(_message.Message):
         epochs: _abc.Iterable[Global___EpochStatus] | None = ...,
         metrics: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
         model: _builtins.str = ...,
+        events: _abc.Iterable[Global___RunEvent] | None = ...,
+        evaluations: _abc.Iterable[Global___EvaluationStatus] | None = ...,
+        goals: _abc.Iterable[Global___Goal] | None = ...,
+        set_aside: _abc.Iterable[Global___SetAside] | None = ...,
+        ledger: _builtins.str = ...,
+        boot: _builtins.int = ...,
+        epochs_done: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epochs", b"epochs", "first_step_seconds", b"first_step_seconds", "kind", b"kind", "members", b"members", "metrics", b"metrics", "mode", b"mode", "model", b"model", "run", b"run", "seconds", b"seconds", "shards", b"shards", "state", b"state", "traceback", b"traceback", "waiting_for", b"waiting_for", "who", b"who", "why", b"why"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot", b"boot", "epochs", b"epochs", "epochs_done", b"epochs_done", "evaluations", b"evaluations", "events", b"events", "first_step_seconds", b"first_step_seconds", "goals", b"goals", "kind", b"kind", "ledger", b"ledger", "members", b"members", "metrics", b"metrics", "mode", b"mode", "model", b"model", "run", b"run", "seconds", b"seconds", "set_aside", b"set_aside", "shards", b"shards", "state", b"state", "traceback", b"traceback", "waiting_for", b"waiting_for", "who", b"who", "why", b"why"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -84,6 +84,31 @@ class CoordinatorStub(object):
                 request_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.StatusRequest.SerializeToString,
                 response_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.Status.FromString,
                 _registered_method=True)
+        self.GetLedger = channel.unary_unary(
+                '/hubring.v1.Coordinator/GetLedger',
+                request_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.LedgerRequest.SerializeToString,
+                response_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.Ledger.FromString,
+                _registered_method=True)
+        self.DrainMember = channel.unary_unary(
+                '/hubring.v1.Coordinator/DrainMember',
+                request_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.MemberDrain.SerializeToString,
+                response_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.Done.FromString,
+                _registered_method=True)
+        self.DeclareStopRules = channel.unary_unary(
+                '/hubring.v1.Coordinator/DeclareStopRules',
+                request_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.StopRules.SerializeToString,
+                response_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.Done.FromString,
+                _registered_method=True)
+        self.Evaluate = channel.unary_unary(
+                '/hubring.v1.Coordinator/Evaluate',
+                request_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.EvaluationPart.SerializeToString,
+                response_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.EvaluationTask.FromString,
+                _registered_method=True)
+        self.GetStacks = channel.unary_unary(
+                '/hubring.v1.Coordinator/GetStacks',
+                request_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.StacksRequest.SerializeToString,
+                response_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.Stacks.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer(object):
@@ -150,6 +175,41 @@ class CoordinatorServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLedger(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainMember(self, request, context):
+        """One worker stops taking data, finishes what it has in hand and leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeclareStopRules(self, request, context):
+        """The run ends by itself when one of these rules holds. The first worker's bind the run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Evaluate(self, request, context):
+        """A worker's part in a collective evaluation: what it has measured up, the next task down.
+        Answered when every live worker has come, and then when there is a task or the result.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStacks(self, request, context):
+        """The Python stacks of every member, by their own streams.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -202,6 +262,31 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.StatusRequest.FromString,
                     response_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.Status.SerializeToString,
+            ),
+            'GetLedger': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLedger,
+                    request_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.LedgerRequest.FromString,
+                    response_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.Ledger.SerializeToString,
+            ),
+            'DrainMember': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainMember,
+                    request_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.MemberDrain.FromString,
+                    response_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.Done.SerializeToString,
+            ),
+            'DeclareStopRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeclareStopRules,
+                    request_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.StopRules.FromString,
+                    response_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.Done.SerializeToString,
+            ),
+            'Evaluate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evaluate,
+                    request_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.EvaluationPart.FromString,
+                    response_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.EvaluationTask.SerializeToString,
+            ),
+            'GetStacks': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStacks,
+                    request_deserializer=hubring__proto_dot_v1_dot_coordinator__pb2.StacksRequest.FromString,
+                    response_serializer=hubring__proto_dot_v1_dot_coordinator__pb2.Stacks.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -474,6 +559,141 @@ class Coordinator(object):
             '/hubring.v1.Coordinator/GetStatus',
             hubring__proto_dot_v1_dot_coordinator__pb2.StatusRequest.SerializeToString,
             hubring__proto_dot_v1_dot_coordinator__pb2.Status.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLedger(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hubring.v1.Coordinator/GetLedger',
+            hubring__proto_dot_v1_dot_coordinator__pb2.LedgerRequest.SerializeToString,
+            hubring__proto_dot_v1_dot_coordinator__pb2.Ledger.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainMember(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hubring.v1.Coordinator/DrainMember',
+            hubring__proto_dot_v1_dot_coordinator__pb2.MemberDrain.SerializeToString,
+            hubring__proto_dot_v1_dot_coordinator__pb2.Done.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeclareStopRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hubring.v1.Coordinator/DeclareStopRules',
+            hubring__proto_dot_v1_dot_coordinator__pb2.StopRules.SerializeToString,
+            hubring__proto_dot_v1_dot_coordinator__pb2.Done.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Evaluate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hubring.v1.Coordinator/Evaluate',
+            hubring__proto_dot_v1_dot_coordinator__pb2.EvaluationPart.SerializeToString,
+            hubring__proto_dot_v1_dot_coordinator__pb2.EvaluationTask.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStacks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hubring.v1.Coordinator/GetStacks',
+            hubring__proto_dot_v1_dot_coordinator__pb2.StacksRequest.SerializeToString,
+            hubring__proto_dot_v1_dot_coordinator__pb2.Stacks.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,17 @@ class CoordinatorStub:
     LeaveRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.Leave, _coordinator_pb2.Done]
     StopRun: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.Stop, _coordinator_pb2.Done]
     GetStatus: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StatusRequest, _coordinator_pb2.Status]
+    GetLedger: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.LedgerRequest, _coordinator_pb2.Ledger]
+    DrainMember: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.MemberDrain, _coordinator_pb2.Done]
+    """One worker stops taking data, finishes what it has in hand and leaves."""
+    DeclareStopRules: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StopRules, _coordinator_pb2.Done]
+    """The run ends by itself when one of these rules holds. The first worker's bind the run."""
+    Evaluate: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.EvaluationPart, _coordinator_pb2.EvaluationTask]
+    """A worker's part in a collective evaluation: what it has measured up, the next task down.
+    Answered when every live worker has come, and then when there is a task or the result.
+    """
+    GetStacks: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StacksRequest, _coordinator_pb2.Stacks]
+    """The Python stacks of every member, by their own streams."""
 
 @_typing.type_check_only
 class CoordinatorAsyncStub(CoordinatorStub):
@@ -59,6 +70,17 @@ class CoordinatorAsyncStub(CoordinatorStub):
     LeaveRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.Leave, _coordinator_pb2.Done]  # type: ignore[assignment]
     StopRun: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.Stop, _coordinator_pb2.Done]  # type: ignore[assignment]
     GetStatus: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StatusRequest, _coordinator_pb2.Status]  # type: ignore[assignment]
+    GetLedger: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.LedgerRequest, _coordinator_pb2.Ledger]  # type: ignore[assignment]
+    DrainMember: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.MemberDrain, _coordinator_pb2.Done]  # type: ignore[assignment]
+    """One worker stops taking data, finishes what it has in hand and leaves."""
+    DeclareStopRules: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StopRules, _coordinator_pb2.Done]  # type: ignore[assignment]
+    """The run ends by itself when one of these rules holds. The first worker's bind the run."""
+    Evaluate: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.EvaluationPart, _coordinator_pb2.EvaluationTask]  # type: ignore[assignment]
+    """A worker's part in a collective evaluation: what it has measured up, the next task down.
+    Answered when every live worker has come, and then when there is a task or the result.
+    """
+    GetStacks: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StacksRequest, _coordinator_pb2.Stacks]  # type: ignore[assignment]
+    """The Python stacks of every member, by their own streams."""
 
 class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -131,5 +153,46 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         request: _coordinator_pb2.StatusRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_coordinator_pb2.Status, _abc.Awaitable[_coordinator_pb2.Status]]: ...
+
+    @_abc_1.abstractmethod
+    def GetLedger(
+        self,
+        request: _coordinator_pb2.LedgerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Ledger, _abc.Awaitable[_coordinator_pb2.Ledger]]: ...
+
+    @_abc_1.abstractmethod
+    def DrainMember(
+        self,
+        request: _coordinator_pb2.MemberDrain,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Done, _abc.Awaitable[_coordinator_pb2.Done]]:
+        """One worker stops taking data, finishes what it has in hand and leaves."""
+
+    @_abc_1.abstractmethod
+    def DeclareStopRules(
+        self,
+        request: _coordinator_pb2.StopRules,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Done, _abc.Awaitable[_coordinator_pb2.Done]]:
+        """The run ends by itself when one of these rules holds. The first worker's bind the run."""
+
+    @_abc_1.abstractmethod
+    def Evaluate(
+        self,
+        request: _coordinator_pb2.EvaluationPart,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.EvaluationTask, _abc.Awaitable[_coordinator_pb2.EvaluationTask]]:
+        """A worker's part in a collective evaluation: what it has measured up, the next task down.
+        Answered when every live worker has come, and then when there is a task or the result.
+        """
+
+    @_abc_1.abstractmethod
+    def GetStacks(
+        self,
+        request: _coordinator_pb2.StacksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Stacks, _abc.Awaitable[_coordinator_pb2.Stacks]]:
+        """The Python stacks of every member, by their own streams."""
 
 def add_CoordinatorServicer_to_server(servicer: CoordinatorServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

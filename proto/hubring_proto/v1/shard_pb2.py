@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from hubring_proto.v1 import common_pb2 as hubring__proto_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chubring_proto/v1/shard.proto\x12\nhubring.v1\x1a\x1dhubring_proto/v1/common.proto\"(\n\x05\x46rame\x12\x0e\n\x06offset\x18\x01 \x01(\x06\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"&\n\x06PushId\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"P\n\nHyperValue\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\x12\x10\n\x08is_tuple\x18\x02 \x01(\x08\x12\x0f\n\x07is_bool\x18\x03 \x01(\x08\x12\x0e\n\x06is_int\x18\x04 \x01(\x08\"\x89\x01\n\x0bGroupHypers\x12\x33\n\x06values\x18\x01 \x03(\x0b\x32#.hubring.v1.GroupHypers.ValuesEntry\x1a\x45\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.hubring.v1.HyperValue:\x02\x38\x01\"Y\n\nSeedHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07session\x18\x03 \x01(\x04\x12\x0e\n\x06nbytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\"X\n\x0bSeedRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.hubring.v1.SeedHeader\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame\"\x1c\n\nSeedAnswer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x06\"\xff\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x1e\n\x02id\x18\x03 \x01(\x0b\x32\x12.hubring.v1.PushId\x12\x18\n\x10\x66irst_incomplete\x18\x04 \x01(\x04\x12\"\n\x04keys\x18\x05 \x03(\x0b\x32\x14.hubring.v1.BatchKey\x12\x0f\n\x07samples\x18\x06 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x07 \x01(\x04\x12\x0f\n\x07present\x18\x08 \x01(\x0c\x12\'\n\x06groups\x18\t \x03(\x0b\x32\x17.hubring.v1.GroupHypers\x12\x0e\n\x06nbytes\x18\n \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x06\"X\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.hubring.v1.PushHeader\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame\"\xa8\x01\n\nPushAnswer\x12$\n\x07verdict\x18\x01 \x01(\x0e\x32\x13.hubring.v1.Verdict\x12\x0b\n\x03lsn\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06nbytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12\'\n\tdone_keys\x18\x06 \x03(\x0b\x32\x14.hubring.v1.BatchKey\x12\r\n\x05param\x18\x07 \x01(\t\"V\n\tPushReply\x12&\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x16.hubring.v1.PushAnswer\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame\"9\n\nPullHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07session\x18\x03 \x01(\x04\"=\n\nPullAnswer\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06nbytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x06\"V\n\tPullReply\x12&\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x16.hubring.v1.PullAnswer\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame*~\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_APPLIED\x10\x01\x12\x15\n\x11VERDICT_DUPLICATE\x10\x02\x12\x16\n\x12VERDICT_BATCH_DONE\x10\x03\x12\x16\n\x12VERDICT_NOT_FINITE\x10\x04\x32\xb7\x01\n\x05Shard\x12\x39\n\x04Seed\x12\x17.hubring.v1.SeedRequest\x1a\x16.hubring.v1.SeedAnswer(\x01\x12:\n\x04Push\x12\x17.hubring.v1.PushRequest\x1a\x15.hubring.v1.PushReply(\x01\x30\x01\x12\x37\n\x04Pull\x12\x16.hubring.v1.PullHeader\x1a\x15.hubring.v1.PullReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1chubring_proto/v1/shard.proto\x12\nhubring.v1\x1a\x1dhubring_proto/v1/common.proto\"(\n\x05\x46rame\x12\x0e\n\x06offset\x18\x01 \x01(\x06\x12\x0f\n\x07payload\x18\x02 \x01(\x0c\"&\n\x06PushId\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x0b\n\x03seq\x18\x02 \x01(\x04\"P\n\nHyperValue\x12\x0f\n\x07numbers\x18\x01 \x03(\x01\x12\x10\n\x08is_tuple\x18\x02 \x01(\x08\x12\x0f\n\x07is_bool\x18\x03 \x01(\x08\x12\x0e\n\x06is_int\x18\x04 \x01(\x08\"\x89\x01\n\x0bGroupHypers\x12\x33\n\x06values\x18\x01 \x03(\x0b\x32#.hubring.v1.GroupHypers.ValuesEntry\x1a\x45\n\x0bValuesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.hubring.v1.HyperValue:\x02\x38\x01\"h\n\nSeedHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07session\x18\x03 \x01(\x04\x12\x0e\n\x06nbytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12\r\n\x05still\x18\x06 \x01(\x08\"X\n\x0bSeedRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.hubring.v1.SeedHeader\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame\"\x1c\n\nSeedAnswer\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x06\"\xff\x01\n\nPushHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x1e\n\x02id\x18\x03 \x01(\x0b\x32\x12.hubring.v1.PushId\x12\x18\n\x10\x66irst_incomplete\x18\x04 \x01(\x04\x12\"\n\x04keys\x18\x05 \x03(\x0b\x32\x14.hubring.v1.BatchKey\x12\x0f\n\x07samples\x18\x06 \x01(\x04\x12\x0c\n\x04\x62\x61se\x18\x07 \x01(\x04\x12\x0f\n\x07present\x18\x08 \x01(\x0c\x12\'\n\x06groups\x18\t \x03(\x0b\x32\x17.hubring.v1.GroupHypers\x12\x0e\n\x06nbytes\x18\n \x01(\x04\x12\x0e\n\x06\x64igest\x18\x0b \x01(\x06\"X\n\x0bPushRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x16.hubring.v1.PushHeader\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame\"\xa8\x01\n\nPushAnswer\x12$\n\x07verdict\x18\x01 \x01(\x0e\x32\x13.hubring.v1.Verdict\x12\x0b\n\x03lsn\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x0e\n\x06nbytes\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\x06\x12\'\n\tdone_keys\x18\x06 \x03(\x0b\x32\x14.hubring.v1.BatchKey\x12\r\n\x05param\x18\x07 \x01(\t\"V\n\tPushReply\x12&\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x16.hubring.v1.PushAnswer\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame\"V\n\nPullHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05shard\x18\x02 \x01(\r\x12\x0f\n\x07session\x18\x03 \x01(\x04\x12\r\n\x05still\x18\x04 \x01(\x08\x12\x0c\n\x04have\x18\x05 \x01(\x06\"=\n\nPullAnswer\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06nbytes\x18\x02 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x03 \x01(\x06\"V\n\tPullReply\x12&\n\x06\x61nswer\x18\x01 \x01(\x0b\x32\x16.hubring.v1.PullAnswer\x12!\n\x06\x66rames\x18\x02 \x03(\x0b\x32\x11.hubring.v1.Frame*~\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_APPLIED\x10\x01\x12\x15\n\x11VERDICT_DUPLICATE\x10\x02\x12\x16\n\x12VERDICT_BATCH_DONE\x10\x03\x12\x16\n\x12VERDICT_NOT_FINITE\x10\x04\x32\xb7\x01\n\x05Shard\x12\x39\n\x04Seed\x12\x17.hubring.v1.SeedRequest\x1a\x16.hubring.v1.SeedAnswer(\x01\x12:\n\x04Push\x12\x17.hubring.v1.PushRequest\x1a\x15.hubring.v1.PushReply(\x01\x30\x01\x12\x37\n\x04Pull\x12\x16.hubring.v1.PullHeader\x1a\x15.hubring.v1.PullReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GROUPHYPERS_VALUESENTRY']._loaded_options = None
   _globals['_GROUPHYPERS_VALUESENTRY']._serialized_options = b'8\001'
-  _globals['_VERDICT']._serialized_start=1407
-  _globals['_VERDICT']._serialized_end=1533
+  _globals['_VERDICT']._serialized_start=1451
+  _globals['_VERDICT']._serialized_end=1577
   _globals['_FRAME']._serialized_start=75
   _globals['_FRAME']._serialized_end=115
   _globals['_PUSHID']._serialized_start=117
@@ -47,25 +47,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GROUPHYPERS_VALUESENTRY']._serialized_start=308
   _globals['_GROUPHYPERS_VALUESENTRY']._serialized_end=377
   _globals['_SEEDHEADER']._serialized_start=379
-  _globals['_SEEDHEADER']._serialized_end=468
-  _globals['_SEEDREQUEST']._serialized_start=470
-  _globals['_SEEDREQUEST']._serialized_end=558
-  _globals['_SEEDANSWER']._serialized_start=560
-  _globals['_SEEDANSWER']._serialized_end=588
-  _globals['_PUSHHEADER']._serialized_start=591
-  _globals['_PUSHHEADER']._serialized_end=846
-  _globals['_PUSHREQUEST']._serialized_start=848
-  _globals['_PUSHREQUEST']._serialized_end=936
-  _globals['_PUSHANSWER']._serialized_start=939
-  _globals['_PUSHANSWER']._serialized_end=1107
-  _globals['_PUSHREPLY']._serialized_start=1109
-  _globals['_PUSHREPLY']._serialized_end=1195
-  _globals['_PULLHEADER']._serialized_start=1197
-  _globals['_PULLHEADER']._serialized_end=1254
-  _globals['_PULLANSWER']._serialized_start=1256
-  _globals['_PULLANSWER']._serialized_end=1317
-  _globals['_PULLREPLY']._serialized_start=1319
-  _globals['_PULLREPLY']._serialized_end=1405
-  _globals['_SHARD']._serialized_start=1536
-  _globals['_SHARD']._serialized_end=1719
+  _globals['_SEEDHEADER']._serialized_end=483
+  _globals['_SEEDREQUEST']._serialized_start=485
+  _globals['_SEEDREQUEST']._serialized_end=573
+  _globals['_SEEDANSWER']._serialized_start=575
+  _globals['_SEEDANSWER']._serialized_end=603
+  _globals['_PUSHHEADER']._serialized_start=606
+  _globals['_PUSHHEADER']._serialized_end=861
+  _globals['_PUSHREQUEST']._serialized_start=863
+  _globals['_PUSHREQUEST']._serialized_end=951
+  _globals['_PUSHANSWER']._serialized_start=954
+  _globals['_PUSHANSWER']._serialized_end=1122
+  _globals['_PUSHREPLY']._serialized_start=1124
+  _globals['_PUSHREPLY']._serialized_end=1210
+  _globals['_PULLHEADER']._serialized_start=1212
+  _globals['_PULLHEADER']._serialized_end=1298
+  _globals['_PULLANSWER']._serialized_start=1300
+  _globals['_PULLANSWER']._serialized_end=1361
+  _globals['_PULLREPLY']._serialized_start=1363
+  _globals['_PULLREPLY']._serialized_end=1449
+  _globals['_SHARD']._serialized_start=1580
+  _globals['_SHARD']._serialized_end=1763
 # @@protoc_insertion_point(module_scope)

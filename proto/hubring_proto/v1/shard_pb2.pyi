@@ -171,12 +171,15 @@ class SeedHeader(_message.Message):
     SESSION_FIELD_NUMBER: _builtins.int
     NBYTES_FIELD_NUMBER: _builtins.int
     DIGEST_FIELD_NUMBER: _builtins.int
+    STILL_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     shard: _builtins.int
     session: _builtins.int
     nbytes: _builtins.int
     digest: _builtins.int
-    """xxh3-64 of the shard's bytes"""
+    """xxh3-64 of the frames that follow"""
+    still: _builtins.bool
+    """the shard's part of the still tensors, not its weights"""
     def __init__(
         self,
         *,
@@ -185,10 +188,11 @@ class SeedHeader(_message.Message):
         session: _builtins.int = ...,
         nbytes: _builtins.int = ...,
         digest: _builtins.int = ...,
+        still: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "nbytes", b"nbytes", "run", b"run", "session", b"session", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "nbytes", b"nbytes", "run", b"run", "session", b"session", "shard", b"shard", "still", b"still"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -391,19 +395,27 @@ class PullHeader(_message.Message):
     RUN_FIELD_NUMBER: _builtins.int
     SHARD_FIELD_NUMBER: _builtins.int
     SESSION_FIELD_NUMBER: _builtins.int
+    STILL_FIELD_NUMBER: _builtins.int
+    HAVE_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     shard: _builtins.int
     session: _builtins.int
+    still: _builtins.bool
+    """the shard's part of the still tensors, not its weights"""
+    have: _builtins.int
+    """digest of what the caller has; no frames follow an answer with the same one"""
     def __init__(
         self,
         *,
         run: _builtins.str = ...,
         shard: _builtins.int = ...,
         session: _builtins.int = ...,
+        still: _builtins.bool = ...,
+        have: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "session", b"session", "shard", b"shard"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "run", b"run", "session", b"session", "shard", b"shard", "still", b"still"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

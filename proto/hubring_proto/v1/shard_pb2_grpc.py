@@ -59,7 +59,7 @@ class ShardServicer(object):
     """
 
     def Seed(self, request_iterator, context):
-        """The chief's first weights.
+        """The chief's still tensors, where the model has any, and then its first weights.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

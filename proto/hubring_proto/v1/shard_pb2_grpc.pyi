@@ -38,7 +38,7 @@ class ShardStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ShardAsyncStub: ...
     Seed: _grpc.StreamUnaryMultiCallable[_shard_pb2.SeedRequest, _shard_pb2.SeedAnswer]
-    """The chief's first weights."""
+    """The chief's still tensors, where the model has any, and then its first weights."""
     Push: _grpc.StreamStreamMultiCallable[_shard_pb2.PushRequest, _shard_pb2.PushReply]
     """A gradient up, a whole version of the shard's weights down."""
     Pull: _grpc.UnaryStreamMultiCallable[_shard_pb2.PullHeader, _shard_pb2.PullReply]
@@ -51,7 +51,7 @@ class ShardAsyncStub(ShardStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Seed: _aio.StreamUnaryMultiCallable[_shard_pb2.SeedRequest, _shard_pb2.SeedAnswer]  # type: ignore[assignment]
-    """The chief's first weights."""
+    """The chief's still tensors, where the model has any, and then its first weights."""
     Push: _aio.StreamStreamMultiCallable[_shard_pb2.PushRequest, _shard_pb2.PushReply]  # type: ignore[assignment]
     """A gradient up, a whole version of the shard's weights down."""
     Pull: _aio.UnaryStreamMultiCallable[_shard_pb2.PullHeader, _shard_pb2.PullReply]  # type: ignore[assignment]
@@ -67,7 +67,7 @@ class ShardServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_shard_pb2.SeedRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_shard_pb2.SeedAnswer, _abc.Awaitable[_shard_pb2.SeedAnswer]]:
-        """The chief's first weights."""
+        """The chief's still tensors, where the model has any, and then its first weights."""
 
     @_abc_1.abstractmethod
     def Push(
