@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "server" / "hubring_server"
 TESTS = {
     "machine": ("rules", "first_weights", "waiting", "check", "window", "rules_at_random"),
-    "shell": ("host", "host_failures", "weights"),
+    "shell": ("host", "host_failures", "weights", "still"),
 }
 
 
@@ -73,7 +73,12 @@ MACHINE = [
     Guard("P5 the rest", SHARD, "MembersAck(members.view)), *self._append()]", "MembersAck(0))]"),
     Guard("P6 batch", SHARD, "if again := self.done.among(push.batches):", "if again := 0:"),
     Guard("P6 keys", SHARD, "None if push.batches else Why.NO_KEYS", "None"),
-    Guard("P6 epoch", WINDOW, "self._bits.setdefault(key.epoch,", "self._bits.setdefault(0,"),
+    Guard(
+        "P6 epoch",
+        WINDOW,
+        "BatchKey(key.epoch, key.batch >> CHUNK)\n        bits = self",
+        "BatchKey(0, key.batch >> CHUNK)\n        bits = self",
+    ),
     Guard(
         "P6 first batch", SHARD, "for key in push.batches:", "for key in sorted(push.batches)[:1]:"
     ),
@@ -81,17 +86,41 @@ MACHINE = [
     Guard("P7 ids", SHARD, "(w.mark, dict(w.applied), w.logged)", "(w.mark, {}, w.mark)"),
     Guard("P7 copy of ids", SHARD, "(w.mark, dict(w.applied),", "(w.mark, w.applied,"),
     Guard("P7 done", SHARD, "self.done.restore(data[", "dict(data["),
-    Guard("P7 copy of done", WINDOW, "{epoch: bytes(bits) for", "{epoch: bits for"),
+    Guard("P7 copy of done", WINDOW, "{chunk: bytes(bits) for", "{chunk: bits for"),
     Guard("P7 counts", SHARD, 'self.keys_logged = data["counts"]', "self.keys_logged = 0, 0"),
     Guard("P7 view", SHARD, 'self.view, self.sessions = data["view"],', "_, self.sessions = 0,"),
-    Guard("P7 seeded", SHARD, 'self.seed_digest = data["seed"]', "pass"),
+    Guard(
+        "P7 seeded",
+        SHARD,
+        "self.seed_digest, self.still_digest, self.seeded_by = data",
+        "_, self.still_digest, self.seeded_by = data",
+    ),
     Guard("P7 in flight", SHARD, "if self.applied != self.logged or", "if"),
     Guard("P7 waiting", SHARD, "self.applied != self.logged or self.waiting:", "self.log:"),
     Guard("seed member", SHARD, "if seed.session not in self.sessions:", "if False:"),
     Guard("seed chief", SHARD, "if seed.session != min(self.sessions):", "if False:"),
     Guard("seed once", SHARD, "if other and self.pushes_logged else None", "if False else None"),
     Guard("seed again", SHARD, "Why.SEEDED if other and self.pushes_logged", "Why.SEEDED if other"),
-    Guard("seed the same", SHARD, "if self.seed_digest == seed.digest:", "if False:"),
+    Guard("seed the same", SHARD, "if seed.digest == (", "if False and ("),
+    Guard("still first", SHARD, "if self.has_still and self.still_digest is None:", "if False:"),
+    Guard("still once", SHARD, "if is_late and self.still_digest", "if False and self.still_dig"),
+    Guard("still late", SHARD, "self.pushes_logged or self.seeded_by", "self.seeded_by"),
+    Guard("still ends", SHARD, "pushes_logged or self.seeded_by == seed.session", "pushes_logged"),
+    Guard("still by the next", SHARD, "self.seeded_by == seed.session", "self.seeded_by"),
+    Guard("still again", SHARD, "if is_late and self.still_digest != seed.digest", "if is_late"),
+    Guard("still apart", SHARD, "(self.still_digest if seed.still else self", "(self"),
+    Guard(
+        "P7 still",
+        SHARD,
+        "self.seed_digest, self.still_digest, self.seeded_by = data",
+        "self.seed_digest, _, self.seeded_by = data",
+    ),
+    Guard(
+        "P7 seeded by",
+        SHARD,
+        "self.still_digest, self.seeded_by = data",
+        "self.still_digest, _ = data",
+    ),
     Guard("unseeded", SHARD, "if self.seed_digest is None:", "if False:"),
     Guard("free a seed", SHARD, "return [free, SeedRefuse(", "return [SeedRefuse("),
     Guard("free the same", SHARD, "return [free, *self._when_stored", "return [*self._when_stored"),
@@ -120,7 +149,7 @@ MACHINE = [
 ]
 SHELL = [
     Guard("finite push", "host.py", ".data, present):", ".data, frozenset()):"),
-    Guard("finite seed", "host.py", ".data, self._judge.all):\n", ".data, frozenset()):\n"),
+    Guard("finite seed", "host.py", ".data, self._judge.all)\n", ".data, frozenset())\n"),
     Guard(
         "finite: room",
         "host.py",
@@ -145,11 +174,40 @@ SHELL = [
         "with self._weights_lock:  # the slots",
         "if True:  # the slots",
     ),
+    Guard("still NaN", "host.py", '"" if header.still else self._not', "self._not"),
+    Guard(
+        "still room", "host.py", "return self._still if isinstance(", "return self._still if not ("
+    ),
+    Guard(
+        "still is no version", "host.py", "m.SeedRecord) and not record.seed.still", "m.SeedRecord)"
+    ),
+    Guard("still bound", "host.py", "weights.still_nbytes, 1,", "weights.still_nbytes, 2,"),
+    Guard(
+        "still kept once",
+        "host.py",
+        'for still tensors", keep=False',
+        'for still tensors", keep=True',
+    ),
+    Guard("still answers", "host.py", "effect.digest, effect.still)", "effect.digest, False)"),
+    Guard("still due", "host.py", "has_still=weights.still_nbytes > 0", "has_still=False"),
+    Guard(
+        "still size",
+        "judge.py",
+        "[(0, stop - start)], header.nbytes",
+        "[(0, header.nbytes)], header.nbytes",
+    ),
+    Guard(
+        "still replaced",
+        "weights.py",
+        "self.still = payloads[seed.payload].data",
+        "self.still = self.still if len(self.still) else payloads[seed.payload].data",
+    ),
+    Guard("still restored", "weights.py", '        self.still = data["still"]\n', ""),
     Guard("unseeded", "host.py", "if not self._version:", "if False:"),
     Guard(
         "unseeded views",
         "host.py",
-        "if self._version or isinstance(record, m.SeedRecord):",
+        "if self._version or _brings_weights(record):",
         "if self._machine.seed_digest is not None:",
     ),
     Guard(

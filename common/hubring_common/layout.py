@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from math import prod
+from typing import TypeAlias
 
 import xxhash
 
@@ -42,34 +43,61 @@ class ParamSpec:
         return prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class StillSpec:
+    """A tensor that no optimizer steps: a frozen parameter, or a buffer. `dtype` is torch's name,
+    any of them; `nbytes` of its elements, row by row.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
 @dataclass(frozen=True)
 class ModelSpec:
-    """The parameters that an optimizer steps, in the order of its param groups."""
+    """The parameters that an optimizer steps, in the order of its param groups, and the rest of
+    the model: its still tensors, in the order of their bytes.
+    """
 
     params: tuple[ParamSpec, ...]
     optimizer: str
+    still: tuple[StillSpec, ...] = ()
 
     @cached_property
     def digest(self) -> int:
-        return xxhash.xxh3_64_intdigest(repr((self.params, self.optimizer)).encode())
+        rest = (self.still,) if self.still else ()
+        return xxhash.xxh3_64_intdigest(repr((self.params, self.optimizer, *rest)).encode())
+
+    @property
+    def still_bytes(self) -> int:
+        return sum(s.nbytes for s in self.still)
 
     def difference(self, other: "ModelSpec") -> str:
         """The first way in which `self` (here) is not `other` (the cluster), or ""."""
-        for here, there in zip(self.params, other.params, strict=False):
-            if here != there:
-                return _param_difference(here, there)
-        if len(self.params) != len(other.params):
-            return _length_difference(self, other)
+        if found := _first_difference(self.params, other.params, "parameter"):
+            return found
         if self.optimizer != other.optimizer:
             return f"the optimizer is {self.optimizer} here but {other.optimizer} on the cluster"
-        return ""
+        return _first_difference(self.still, other.still, "frozen parameter or buffer")
 
 
-def _param_difference(here: ParamSpec, there: ParamSpec) -> str:
+Spec: TypeAlias = ParamSpec | StillSpec
+
+
+def _first_difference(here: Sequence[Spec], there: Sequence[Spec], kind: str) -> str:
+    for ours, theirs in zip(here, there, strict=False):
+        if ours != theirs:
+            return _field_difference(ours, theirs, kind)
+    return _length_difference(here, there, kind) if len(here) != len(there) else ""
+
+
+def _field_difference(here: Spec, there: Spec, kind: str) -> str:
     if here.name != there.name:
-        return f"the parameter is {here.name} here but {there.name} on the cluster"
-    for field in ("shape", "dtype", "stride", "group"):
-        ours, theirs = getattr(here, field), getattr(there, field)
+        return f"the {kind} is {here.name} here but {there.name} on the cluster"
+    for field in ("shape", "dtype", "stride", "group", "nbytes"):
+        ours, theirs = getattr(here, field, ()), getattr(there, field, ())
         if ours != theirs:
             is_shape = field == "shape"
             what = here.name if is_shape else f"{here.name}'s {field}"
@@ -78,15 +106,13 @@ def _param_difference(here: ParamSpec, there: ParamSpec) -> str:
     raise AssertionError((here, there))
 
 
-def _length_difference(here: ModelSpec, there: ModelSpec) -> str:
+def _length_difference(here: Sequence[Spec], there: Sequence[Spec], kind: str) -> str:
     longer, where = (
-        (here, "only here")
-        if len(here.params) > len(there.params)
-        else (there, "only on the cluster")
+        (here, "only here") if len(here) > len(there) else (there, "only on the cluster")
     )
-    name = longer.params[min(len(here.params), len(there.params))].name
-    counts = f"{len(here.params)} parameters here, {len(there.params)} on the cluster"
-    return f"{name} is {where} ({counts})"
+    name = longer[min(len(here), len(there))].name
+    kinds = " or ".join(f"{word}s" for word in kind.split(" or "))
+    return f"{name} is {where} ({len(here)} {kinds} here, {len(there)} on the cluster)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +200,11 @@ class Layout:
 
     def shard_bytes(self, shard: int) -> int:
         return sum(map(self.slice_bytes, self.of_shard(shard)))
+
+    def still_range(self, shard: int) -> tuple[int, int]:
+        """The bytes [start, stop) of the still tensors, laid end to end, that the shard keeps."""
+        total = self.spec.still_bytes
+        return total * shard // self.shards, total * (shard + 1) // self.shards
 
     def touched(self, shard: int, present: frozenset[int]) -> tuple[Slice, ...]:
         """The slices that hold something of a present parameter: the ones a push carries."""

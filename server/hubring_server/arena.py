@@ -30,11 +30,12 @@ class Payload:
 class Pool:
     """At most `limit` buffers of `nbytes` bytes. Safe from any thread.
 
-    Who finds none waits for one: over gRPC the sender is then held back by flow control.
+    Who finds none waits for one: over gRPC the sender is then held back by flow control. A pool
+    that does not `keep` them lets go of returned buffers, for bytes that come once a run.
     """
 
-    def __init__(self, nbytes: int, limit: int, what: str) -> None:
-        self.nbytes, self._limit, self._what = nbytes, limit, what
+    def __init__(self, nbytes: int, limit: int, what: str, *, keep: bool = True) -> None:
+        self.nbytes, self._limit, self._what, self._keep = nbytes, limit, what, keep
         self._changed = threading.Condition()
         self._idle: list[torch.Tensor] = []
         self._out = 0
@@ -53,7 +54,8 @@ class Pool:
     def give(self, buffer: torch.Tensor) -> None:
         with self._changed:
             self._out -= 1
-            self._idle.append(buffer)
+            if self._keep:
+                self._idle.append(buffer)
             self._changed.notify()
 
     @property
@@ -86,6 +88,16 @@ class Staged:
     def discard(self) -> None:
         if self.data is not None:
             self._pool.give(self.surrender())
+
+
+class Still:
+    """The shard's part of the still tensors, as a Version. No copy: nobody writes to it again."""
+
+    def __init__(self, lsn: int, data: torch.Tensor) -> None:
+        self.lsn, self.data = lsn, bytes_of(data)
+
+    def release(self) -> None:
+        self.data = memoryview(b"")
 
 
 class CopiedVersion:

@@ -26,7 +26,7 @@ from hubring_common.messages import (
     ShardProgress,
     Verdict,
 )
-from hubring_server.arena import CopiedVersion, Payload, Pool, Staged
+from hubring_server.arena import CopiedVersion, Payload, Pool, Staged, Still
 from hubring_server.judge import Judge, refusal
 from hubring_server.log import Entry, Log
 from hubring_server.machine import messages as m
@@ -53,9 +53,11 @@ class ShardHost:
     ) -> None:
         self._judge = Judge(run, weights.layout, weights.shard)
         self._weights, self._log, self._crashed = weights, sink, crashed
-        self._machine = Shard(mode)
+        self._machine = Shard(mode, has_still=weights.still_nbytes > 0)
         self._incoming = Pool(weights.nbytes, BUFFERS, "buffers for pushes")
         self._outgoing = Pool(weights.nbytes, BUFFERS, "buffers for pulls")
+        # Beside the copy that the shard keeps, one is on its way in at most.
+        self._still = Pool(weights.still_nbytes, 1, "buffers for still tensors", keep=False)
         self._handles = itertools.count(1)
         self._lock = threading.Lock()  # of the three below
         self._payloads: dict[m.Handle, Payload] = {}
@@ -71,15 +73,16 @@ class ShardHost:
     # --- called by carriers ---
 
     def stage_seed(self, header: SeedHeader, timeout: float) -> Staged:
-        return Staged(self._incoming, self._judge.seed_ranges(header), timeout)
+        return Staged(self._room_for(header), self._judge.seed_ranges(header), timeout)
 
     def seed(self, header: SeedHeader, staging: Staged, timeout: float) -> SeedAnswer:
         handle = self._hold(header, staging)
-        if name := self._weights.first_not_finite(self._payloads[handle].data, self._judge.all):
+        if name := "" if header.still else self._not_finite(handle):
             self._free(handle)
             raise InvalidMessage(f"{name} has a NaN or Inf in its first weights")
-        event = m.Seed(header.session, header.digest, handle)
-        answer = self._ask((header.session, header.digest), event, timeout)
+        event = m.Seed(header.session, header.digest, handle, header.still)
+        key = (header.session, header.digest, header.still)
+        answer = self._ask(key, event, timeout)
         if isinstance(answer, m.SeedRefuse):
             raise refusal(answer.why, f"session {header.session}")
         return SeedAnswer(header.digest)
@@ -106,7 +109,7 @@ class ShardHost:
         self._judge.pull(header)
         if not self._version:
             raise refusal(m.Why.UNSEEDED, self._thread.name)
-        return self._copy_out(timeout)
+        return self._still_version() if header.still else self._copy_out(timeout)
 
     # --- called by the server's process ---
 
@@ -116,7 +119,12 @@ class ShardHost:
 
     def progress(self) -> ShardProgress:
         shard, nbytes = self._weights.shard, self._weights.nbytes
-        return ShardProgress(shard, nbytes, self._version, **self._stats)  # type: ignore[arg-type]
+        counts: dict[str, Any] = {
+            **self._stats,
+            "queue": len(self._payloads),
+            "batches": self._machine.done.leased,
+        }
+        return ShardProgress(shard, nbytes, self._version, **counts)
 
     def snapshot(self) -> dict[str, Any]:
         """The shard's whole state as plain data. Only while nothing is in flight."""
@@ -144,7 +152,14 @@ class ShardHost:
     def _free(self, handle: m.Handle) -> None:
         with self._lock:
             payload = self._payloads.pop(handle)
-        self._incoming.give(payload.data)
+        self._room_for(payload.header).give(payload.data)
+
+    def _room_for(self, header: PushHeader | SeedHeader) -> Pool:
+        return self._still if isinstance(header, SeedHeader) and header.still else self._incoming
+
+    def _not_finite(self, handle: m.Handle) -> str:
+        """The first parameter with a NaN or Inf in first weights, or ""."""
+        return self._weights.first_not_finite(self._payloads[handle].data, self._judge.all)
 
     def _ask(self, key: Hashable, event: m.Event, timeout: float) -> Any:
         """Tell the machine; wait for its answer to whoever asks under `key`."""
@@ -184,6 +199,10 @@ class ShardHost:
             buffer.copy_(self._weights.data)
             return CopiedVersion(self._outgoing, self._version, buffer)
 
+    def _still_version(self) -> Version:
+        with self._weights_lock:
+            return Still(self._version, self._weights.still)
+
     # --- the shard's thread ---
 
     def _run(self) -> None:
@@ -211,8 +230,8 @@ class ShardHost:
             case m.Refuse(push_id):
                 self._stats["refused"] += 1
                 self._answer_callers(push_id, effect)
-            case m.SeedAck(session, digest) | m.SeedRefuse(session, digest):
-                self._answer_callers((session, digest), effect)
+            case m.SeedAck() | m.SeedRefuse():
+                self._answer_callers((effect.session, effect.digest, effect.still), effect)
             case m.MembersAck(view):
                 self._answer_callers(view, effect)
 
@@ -220,10 +239,14 @@ class ShardHost:
         started = time.perf_counter()
         with self._weights_lock:
             self._weights.apply(record, self._payloads)
-            if self._version or isinstance(record, m.SeedRecord):  # before, it has no weights
+            if self._version or _brings_weights(record):
                 self._version = record.lsn
         self._stats["applied"] += 1
         self._stats["apply_seconds"] += time.perf_counter() - started
+
+
+def _brings_weights(record: m.Record) -> bool:
+    return isinstance(record, m.SeedRecord) and not record.seed.still
 
 
 def _answer(effect: m.Ack | m.Refuse) -> PushAnswer:

@@ -10,8 +10,8 @@ from hubring_server.machine.messages import Why
 from hubring_server.weights import present_of
 
 Ranges = list[tuple[int, int]]
-MOST_BATCHES = 1 << 30
-"""Batches of an epoch. A shard keeps a bit of each up to the last that came."""
+MOST_BATCHES = 1 << 63
+"""Numbers of an epoch's batches: those of streamed data are (shard << 32) + batch."""
 
 
 class Judge:
@@ -26,7 +26,10 @@ class Judge:
     def seed_ranges(self, header: SeedHeader) -> Ranges:
         """The bytes that a seed must bring. Raises InvalidMessage, RunEnded."""
         self._address(header)
-        return self._sized(self._layout.of_shard(self._shard), header.nbytes)
+        if header.still:
+            start, stop = self._layout.still_range(self._shard)
+            return _sized([(0, stop - start)], header.nbytes, "the still tensors")
+        return self._slices(self._layout.of_shard(self._shard), header.nbytes)
 
     def push_ranges(self, header: PushHeader) -> Ranges:
         """The bytes that a push must bring: its touched slices."""
@@ -35,7 +38,7 @@ class Judge:
         present = present_of(header.present, self.params)
         if present:
             self._hypers(header)
-        return self._sized(self._layout.touched(self._shard, present), header.nbytes)
+        return self._slices(self._layout.touched(self._shard, present), header.nbytes)
 
     def pull(self, header: PullHeader) -> None:
         self._address(header)
@@ -64,13 +67,17 @@ class Judge:
                 if not all(map(isfinite, value.numbers)):
                     raise InvalidMessage(f"{name} is {list(value.numbers)}: not finite")
 
-    def _sized(self, slices: Sequence[Slice], nbytes: int) -> Ranges:
+    def _slices(self, slices: Sequence[Slice], nbytes: int) -> Ranges:
         ranges = [(s.offset_bytes, s.offset_bytes + self._layout.slice_bytes(s)) for s in slices]
-        expected = sum(stop - start for start, stop in ranges)
-        if nbytes != expected:
-            fact = f"{nbytes} bytes are announced, {expected} belong to these parameters"
-            raise InvalidMessage(fact)
-        return ranges
+        return _sized(ranges, nbytes, "these parameters")
+
+
+def _sized(ranges: Ranges, nbytes: int, whose: str) -> Ranges:
+    """Raises InvalidMessage where `nbytes` is not what `ranges` hold."""
+    expected = sum(stop - start for start, stop in ranges)
+    if nbytes != expected:
+        raise InvalidMessage(f"{nbytes} bytes are announced, {expected} belong to {whose}")
+    return ranges
 
 
 def refusal(why: Why, who: str) -> HubringError:

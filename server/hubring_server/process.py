@@ -79,6 +79,7 @@ class Server:
             pid=os.getpid(),
             slot=self._slot.number,
             endpoints=endpoints,
+            torch=torch.__version__,
         )
         welcome = self._attendance.start(hello)
         log.info("%s serves run %s on %s", welcome.name, welcome.run, address)

@@ -37,6 +37,9 @@ class ShardWeights:
         self.layout, self.shard = layout, shard
         self.nbytes = layout.shard_bytes(shard)
         self.data = torch.zeros(self.nbytes, dtype=torch.uint8)
+        start, stop = layout.still_range(shard)
+        self.still_nbytes = stop - start
+        self.still = torch.empty(0, dtype=torch.uint8)  # replaced whole, never written to
         self._blocks = layout.blocks(shard)
         self._optimizer = SpanOptimizer(
             layout.spec.optimizer, self._blocks, views(self._blocks, self.data)
@@ -46,8 +49,10 @@ class ShardWeights:
     def apply(self, record: Record, payloads: Mapping[Handle, Payload]) -> None:
         """What `record` does to the tensors. The same records give the same bits."""
         match record:
+            case SeedRecord(_, seed) if seed.still:
+                self.still = payloads[seed.payload].data
             case SeedRecord(_, seed):
-                self.data.copy_(payloads[seed.weights].data)
+                self.data.copy_(payloads[seed.payload].data)
             case PushRecord(_, pushes):
                 for push in pushes:
                     self._step(payloads[push.grad])
@@ -81,10 +86,15 @@ class ShardWeights:
         return ""
 
     def snapshot(self) -> dict[str, Any]:
-        return {"weights": self.data.clone(), "optimizer": self._optimizer.snapshot()}
+        return {
+            "weights": self.data.clone(),
+            "still": self.still,
+            "optimizer": self._optimizer.snapshot(),
+        }
 
     def restore(self, data: dict[str, Any]) -> None:
         self.data.copy_(data["weights"])
+        self.still = data["still"]
         self._optimizer.restore(data["optimizer"])
 
 

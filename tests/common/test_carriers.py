@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from common.roads import SEEDED, GrpcRoad, InprocRoad, StalledLog, nothing_lent
 from server.hosts import RUN, Sender, host
 
-from hubring_common.carrier.base import Extent
+from hubring_common.carrier.base import Extent, digest_of
 from hubring_common.errors import (
     InvalidMessage,
     LeaseLost,
@@ -258,6 +259,62 @@ def test_a_large_payload_takes_many_frames(kind):
         sender.push(road.carrier(), value=grad, timeout=30)
         real = sender.weights[: (3 << 20) + 17]
         assert torch.equal(real, -grad[: (3 << 20) + 17])
+        road.close()
+        nothing_lent(shard)
+
+
+@pytest.fixture(params=[1, 1000, 3 << 20], ids=["a byte", "one message", "many frames"])
+def data(request):
+    return torch.randint(256, (request.param,), dtype=torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("kind", ROADS)
+def test_still_tensors_come_back_as_they_were_sent(kind, data):
+    with host(sessions=(1, 2), still=len(data)) as (shard, weights):
+        road = kind(shard)
+        chief, other, carrier = Sender(weights), Sender(weights, 2), road.carrier()
+        with pytest.raises(NotYet):
+            other.pull_still(carrier, len(data))
+        chief.seed_still(carrier, data)
+        chief.seed(carrier)
+        chief.push(carrier)
+        assert other.pull_still(carrier, len(data)) == data
+        road.close()
+        nothing_lent(shard)
+
+
+@pytest.mark.parametrize("kind", ROADS)
+def test_what_the_caller_has_already_is_not_written_again(kind, data):
+    with host(sessions=(1, 2), still=len(data)) as (shard, weights):
+        road = kind(shard)
+        chief, carrier = Sender(weights), road.carrier()
+        chief.seed_still(carrier, data)
+        chief.seed(carrier)
+        room = [Extent(0, memoryview(data))]  # cannot be written to
+        header = PullHeader(RUN, 0, 2, still=True, have=digest_of(room))
+        answer = carrier.pull(header, room, 30)
+        assert (answer.nbytes, answer.digest) == (len(data), header.have)
+        with pytest.raises(ValueError, match="read-only"):
+            carrier.pull(replace(header, have=header.have ^ 1), room, 30)
+        road.close()
+        nothing_lent(shard)
+
+
+@pytest.mark.parametrize("kind", ROADS)
+def test_still_tensors_of_another_length_are_refused_and_leave_what_was_there(kind):
+    with host(still=1000) as (shard, weights):
+        road = kind(shard)
+        chief, carrier = Sender(weights), road.carrier()
+        for size in (999, 1001):
+            with pytest.raises(InvalidMessage, match="1000 belong to the still tensors"):
+                chief.seed_still(carrier, bytes(size))
+            with pytest.raises(InvalidMessage, match=r"short|past all that was due"):
+                chief.seed_still(carrier, bytes(size), nbytes=1000)
+        chief.seed_still(carrier, bytes(1000))
+        chief.seed(carrier)
+        for size in (999, 1001):
+            with pytest.raises(InvalidMessage, match=r"short|past all that was due"):
+                chief.pull_still(carrier, size)
         road.close()
         nothing_lent(shard)
 

@@ -15,6 +15,7 @@ from hubring_common.layout import (
     SLICE_BYTES,
     ModelSpec,
     ParamSpec,
+    StillSpec,
     padded,
     plan,
 )
@@ -249,6 +250,35 @@ def test_another_optimizer_is_a_difference():
     words = "the optimizer is SGD here but Adam on the cluster"
     assert BASE.difference(other) == words
     assert BASE.digest != other.digest
+
+
+STILL = (StillSpec("mask", (3, 3), "bool", 9), StillSpec("steps", (), "int64", 8))
+STILL_DIFFERENCES = [
+    ((replace(STILL[0], shape=(9,)), STILL[1]), "mask is [3, 3] here but [9] on the cluster"),
+    ((STILL[0], replace(STILL[1], dtype="uint64")), "steps's dtype is int64 here but uint64 on"),
+    ((replace(STILL[0], nbytes=18), STILL[1]), "mask's nbytes is 9 here but 18 on the cluster"),
+    (STILL[::-1], "the frozen parameter or buffer is mask here but steps on the cluster"),
+    (STILL[:1], "steps is only here (2 frozen parameters or buffers here, 1 on the cluster)"),
+    ((), "mask is only here (2 frozen parameters or buffers here, 0 on the cluster)"),
+]
+
+
+@pytest.mark.parametrize(("still", "words"), STILL_DIFFERENCES)
+def test_the_first_still_tensor_that_differs_is_named(still, words):
+    here, other = replace(BASE, still=STILL), replace(BASE, still=still)
+    assert here.difference(other).startswith(words)
+    assert here.digest != other.digest
+
+
+@many
+@given(st.lists(st.integers(0, 50), max_size=4), st.integers(1, 7))
+def test_still_bytes_are_dealt_in_ranges_of_equal_length(sizes, shards):
+    still = tuple(StillSpec(f"s{i}", (n,), "uint8", n) for i, n in enumerate(sizes))
+    layout = plan(replace(BASE, still=still), shards)
+    ranges = [layout.still_range(shard) for shard in range(shards)]
+    assert [0, *(stop for _, stop in ranges)] == [*(start for start, _ in ranges), sum(sizes)]
+    lengths = [stop - start for start, stop in ranges]
+    assert max(lengths) - min(lengths) <= 1
 
 
 def test_equal_specs_do_not_differ():

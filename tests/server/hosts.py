@@ -10,7 +10,7 @@ import torch
 from hubring_common import wire
 from hubring_common.carrier.base import Extent, Extents, digest_of, total
 from hubring_common.ids import BatchKey, PushId
-from hubring_common.layout import ModelSpec, ParamSpec, plan
+from hubring_common.layout import ModelSpec, ParamSpec, StillSpec, plan
 from hubring_common.messages import PullHeader, PushHeader, SeedHeader
 from hubring_common.optimizers import ELEMENTWISE, hypers_of
 from hubring_server.host import ShardHost
@@ -22,13 +22,16 @@ RUN = "a-run"
 SHAPES = {"first.weight": (40, 30), "first.bias": (40,), "last.weight": (300, 40)}
 
 
-def spec(kind: str = "SGD", shapes=None) -> ModelSpec:
+def spec(kind: str = "SGD", shapes=None, still: int = 0) -> ModelSpec:
+    """`still`: bytes of one still tensor."""
+
     def stride(shape):
         return tuple(torch.empty(shape).stride())
 
     shapes = SHAPES if shapes is None else shapes
     params = [ParamSpec(n, s, stride(s), "float32", 0) for n, s in shapes.items()]
-    return ModelSpec(tuple(params), kind)
+    frozen = (StillSpec("frozen", (still,), "uint8", still),) if still else ()
+    return ModelSpec(tuple(params), kind, frozen)
 
 
 def hypers(kind: str = "SGD", **options) -> tuple:
@@ -86,6 +89,16 @@ class Sender:
         fields = {"nbytes": total(extents), "digest": digest_of(extents), **other}
         return SeedHeader(RUN, self.shard, self.session, **fields)
 
+    def seed_still(self, carrier, data: bytes, **other):
+        extents = [Extent(0, memoryview(data))]
+        return carrier.seed(self.seed_header(extents, still=True, **other), extents, 30)
+
+    def pull_still(self, carrier, nbytes: int) -> bytes:
+        room = bytearray(nbytes)
+        header = PullHeader(RUN, self.shard, self.session, still=True)
+        carrier.pull(header, [Extent(0, memoryview(room))], 30)
+        return bytes(room)
+
     def header(self, extents: Extents, present=None, bits=b"", **other) -> PushHeader:
         present = range(len(self.layout.spec.params)) if present is None else present
         fields = {
@@ -136,9 +149,9 @@ def side_by_side(work: Callable[[int], None], numbers: Iterable[int]) -> None:
 
 @contextmanager
 def host(
-    kind: str = "SGD", sessions=(1,), log=None, shapes=None, crashed=None
+    kind: str = "SGD", sessions=(1,), log=None, shapes=None, crashed=None, *, still=0
 ) -> Iterator[tuple[ShardHost, ShardWeights]]:
-    weights = ShardWeights(plan(spec(kind, shapes), 1), 0)
+    weights = ShardWeights(plan(spec(kind, shapes, still), 1), 0)
     failures: list[BaseException] = []
     running = ShardHost(RUN, weights, ASYNC, log or MemoryLog(), crashed or failures.append)
     try:

@@ -24,8 +24,10 @@ SEED = 70  # the digest of the first weights
 class Rig:
     """Sends events, performs Store late or at once, and keeps what else came out."""
 
-    def __init__(self, *sessions: int, is_late: bool = False, seed: bool = True, mode=ASYNC):
-        self.shard = Shard(mode)
+    def __init__(
+        self, *sessions: int, is_late: bool = False, seed: bool = True, mode=ASYNC, still=False
+    ):
+        self.shard = Shard(mode, has_still=still)
         self.is_late = False
         self.handles = count(1)
         self.lent: set[int] = set()
@@ -67,8 +69,8 @@ class Rig:
         self.view += 1
         return self.do(Members(self.view, frozenset(sessions)))
 
-    def seed(self, session: int, digest: int = SEED) -> list:
-        return self.do(Seed(session, digest, self.lend()))
+    def seed(self, session: int, digest: int = SEED, *, still: bool = False) -> list:
+        return self.do(Seed(session, digest, self.lend(), still))
 
     def push(self, session: int, seq: int, *batches: int, first=None, digest=7, epoch=0) -> list:
         first = seq if first is None else first

@@ -40,8 +40,8 @@ class Oracle:
         match event:
             case Push():
                 return self.answer_push(event)
-            case Seed(session, digest):
-                return self.answer_seed(event, SeedAck(session, digest))
+            case Seed(session, digest, _, still):
+                return self.answer_seed(event, SeedAck(session, digest, still))
             case Members(view):
                 if view > self.members.view:
                     self.members = event
@@ -50,15 +50,17 @@ class Oracle:
 
     def answer_seed(self, seed, ack):
         def refused(why):
-            return 0, SeedRefuse(seed.session, seed.digest, why)
+            return 0, SeedRefuse(seed.session, seed.digest, why, seed.still)
 
         if seed.session not in self.members.sessions:
             return refused(Why.FENCED)
         if seed.session > min(self.members.sessions):
             return refused(Why.NOT_CHIEF)
-        seeds = [event.digest for event in self.log if isinstance(event, Seed)]
-        if seeds[-1:] != [seed.digest]:
-            if self.pushes():
+        if not seed.still and not self.seeds(still=True):
+            return refused(Why.STILL_DUE)
+        if [event.digest for event in self.seeds(seed.still)[-1:]] != [seed.digest]:
+            brought = [event.session for event in self.seeds(still=False)[-1:]]
+            if self.pushes() or (seed.still and brought == [seed.session]):
                 return refused(Why.SEEDED)
             self.log.append(seed)
         return len(self.log), ack
@@ -93,10 +95,13 @@ class Oracle:
             Why.STALE: seq < mark,
             Why.WINDOW: not first <= seq < first + WINDOW,
             Why.GAP: not self.of(session).keys() >= set(range(mark, first)),
-            Why.UNSEEDED: not any(isinstance(event, Seed) for event in self.log),
+            Why.UNSEEDED: not self.seeds(still=False),
             Why.NO_KEYS: not push.batches,
         }
         return next((why for why, holds in reasons.items() if holds), None)
+
+    def seeds(self, still):
+        return [event for event in self.log if isinstance(event, Seed) and event.still == still]
 
     def pushes(self):
         entries = enumerate(self.log, 1)
@@ -114,7 +119,7 @@ class Traffic(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.rig = Rig(is_late=True, seed=False)
+        self.rig = Rig(is_late=True, seed=False, still=True)
         self.rig.stored()
         self.oracle = Oracle()
         self.oracle.answer(Members(1, frozenset()))
@@ -131,7 +136,8 @@ class Traffic(RuleBasedStateMachine):
         self.a_view(None, joins=True)
         self.a_view(None, joins=True)
         if seed:
-            self.first_weights(1, 0)
+            self.first_weights(1, 0, still=True)
+            self.first_weights(1, 0, still=False)
 
     @rule(
         session=st.sampled_from(SESSIONS),
@@ -151,9 +157,9 @@ class Traffic(RuleBasedStateMachine):
     def an_old_message_again(self, data):
         self.send(data.draw(st.sampled_from(self.sent)))
 
-    @rule(session=st.sampled_from(SESSIONS), digest=st.integers(0, 1))
-    def first_weights(self, session, digest):
-        self.tell(Seed(session, digest, self.rig.lend()))
+    @rule(session=st.sampled_from(SESSIONS), digest=st.integers(0, 1), still=st.booleans())
+    def first_weights(self, session, digest, still):
+        self.tell(Seed(session, digest, self.rig.lend(), still))
 
     @rule(leaver=st.sampled_from([None, *SESSIONS]), joins=st.booleans())
     def a_view(self, leaver, joins):
@@ -179,7 +185,7 @@ class Traffic(RuleBasedStateMachine):
     @rule()
     def a_restart_from_a_snapshot(self):
         data = self.rig.shard.snapshot()
-        self.rig.shard = Shard(ASYNC)
+        self.rig.shard = Shard(ASYNC, has_still=True)
         self.rig.shard.restore(data)
         assert self.rig.shard.snapshot() == data
 

@@ -40,7 +40,9 @@ class Carrier(Protocol):
     undefined until a later call succeeds.
     """
 
-    def seed(self, header: SeedHeader, weights: Extents, timeout: float) -> SeedAnswer: ...
+    def seed(self, header: SeedHeader, weights: Extents, timeout: float) -> SeedAnswer:
+        """Send a shard's first weights, or its part of the still tensors, as `header` says."""
+        ...
 
     def push(
         self, header: PushHeader, grads: Extents, weights: Extents, timeout: float
@@ -49,7 +51,10 @@ class Carrier(Protocol):
         ...
 
     def pull(self, header: PullHeader, weights: Extents, timeout: float) -> PullAnswer:
-        """Fill `weights` with one whole version."""
+        """Fill `weights` with one whole version, or with the shard's part of the still tensors.
+
+        They are not written to where the shard's bytes have the digest `header.have`.
+        """
         ...
 
     def close(self) -> None: ...

@@ -16,6 +16,7 @@ from hubring_common.carrier.base import (
     digest_of,
 )
 from hubring_common.carrier.frames import Frame, begin, is_inline, messages, receive, whole
+from hubring_common.ids import Digest
 from hubring_common.messages import (
     PullAnswer,
     PullHeader,
@@ -65,12 +66,14 @@ class GrpcCarrier:
 
     def pull(self, header: PullHeader, weights: Extents, timeout: float) -> PullAnswer:
         upload = Upload("Pull", True, iter((wire.encode(header),)))
-        return self._exchange(upload, PullAnswer, weights, timeout)
+        return self._exchange(upload, PullAnswer, weights, timeout, have=header.have)
 
     def close(self) -> None:
         self._channel.close()
 
-    def _exchange(self, upload: Upload, kind: type[T], weights: Extents, timeout: float) -> T:
+    def _exchange(
+        self, upload: Upload, kind: type[T], weights: Extents, timeout: float, have: Digest = 0
+    ) -> T:
         """The answer, then its frames into `weights`, checked whole."""
         is_one_down = is_inline(weights)
         with rpc.calling(self._who):
@@ -78,11 +81,12 @@ class GrpcCarrier:
             try:
                 replies = iter((call,)) if is_one_down else call
                 encoded, frames = begin(replies)
-                receive(frames, replies, weights)
+                answer: Any = wire.decode(kind, encoded)
+                if answer.digest != have:
+                    receive(frames, replies, weights)
             finally:
                 if not is_one_down:
                     call.cancel()  # harmless after the end; else the far end would go on sending
-        answer: Any = wire.decode(kind, encoded)
         check_digest(weights, answer.digest, f"the weights of {self._who}")
         return answer  # type: ignore[no-any-return]
 
@@ -117,7 +121,8 @@ class ShardService:
             header = wire.decode(SeedHeader, encoded)
             port, timeout = self._find(header.shard), _remaining(context)
             staging = port.stage_seed(header, timeout)
-            _fill(staging, frames, stream, header.digest, "the first weights")
+            what = "a still tensor" if header.still else "the first weights"
+            _fill(staging, frames, stream, header.digest, what)
             return wire.encode(port.seed(header, staging, timeout))
 
     def _push(self, stream: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
@@ -134,7 +139,7 @@ class ShardService:
         with rpc.answering(context):
             header = wire.decode(PullHeader, request)
             version = self._find(header.shard).pull(header, _remaining(context))
-            yield from _send(PullAnswer(0, 0, 0), version)
+            yield from _send(PullAnswer(0, 0, 0), version, have=header.have)
 
 
 def _remaining(context: grpc.ServicerContext) -> float:
@@ -154,12 +159,11 @@ def _fill(
         raise
 
 
-def _send(answer: PushAnswer | PullAnswer, version: Version) -> Iterator[bytes]:
+def _send(answer: PushAnswer | PullAnswer, version: Version, have: Digest = 0) -> Iterator[bytes]:
     try:
         extents = whole(version.data)
-        described = replace(
-            answer, version=version.lsn, nbytes=version.data.nbytes, digest=digest_of(extents)
-        )
-        yield from messages(wire.encode(described), extents)
+        digest = digest_of(extents)
+        described = replace(answer, version=version.lsn, nbytes=version.data.nbytes, digest=digest)
+        yield from messages(wire.encode(described), [] if digest == have else extents)
     finally:
         version.release()

@@ -8,6 +8,7 @@ from hubring_common.carrier.base import (
     ShardPort,
     Staging,
     Version,
+    digest_of,
     total,
 )
 from hubring_common.carrier.frames import Filler, Frame, whole
@@ -42,7 +43,15 @@ class InprocCarrier:
         return replace(answer, version=lsn, nbytes=nbytes)
 
     def pull(self, header: PullHeader, weights: Extents, timeout: float) -> PullAnswer:
-        return PullAnswer(*_take(self._port.pull(header, timeout), weights), digest=0)
+        version = self._port.pull(header, timeout)
+        try:
+            extents = whole(version.data)
+            digest = digest_of(extents)
+            if digest != header.have:
+                _copy(extents, weights)
+            return PullAnswer(version.lsn, version.data.nbytes, digest)
+        finally:
+            version.release()
 
     def close(self) -> None:
         """Nothing is held."""

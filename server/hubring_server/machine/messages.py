@@ -19,11 +19,12 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """Event: the first weights."""
+    """Event: the first weights, or `still`: the shard's part of the still tensors."""
 
     session: Session
     digest: Digest
-    weights: Handle
+    payload: Handle
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Why(Enum):
     UNSEEDED = "the shard has no weights yet"
     NOT_CHIEF = "only the chief seeds"
     SEEDED = "the shard holds other weights already"
+    STILL_DUE = "the model's still tensors come before its first weights"
     STALE = "the id lies below the session's mark"
     WINDOW = "the id lies past the session's window"
     GAP = "the mark would move over an id that was never applied"
@@ -110,6 +112,7 @@ class Refuse:
 class SeedAck:
     session: Session
     digest: Digest
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ class SeedRefuse:
     session: Session
     digest: Digest
     why: Why
+    still: bool = False
 
 
 @dataclass(frozen=True, slots=True)

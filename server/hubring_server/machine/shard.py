@@ -38,11 +38,14 @@ from hubring_server.machine.window import Applied, DoneBatches, Window
 
 
 class Shard:
-    def __init__(self, mode: Mode) -> None:
-        self.mode = mode
+    def __init__(self, mode: Mode, *, has_still: bool = False) -> None:
+        """`has_still`: the shard keeps some of the model's still tensors."""
+        self.mode, self.has_still = mode, has_still
         self.view = 0
         self.sessions: frozenset[Session] = frozenset()
         self.seed_digest: Digest | None = None
+        self.still_digest: Digest | None = None
+        self.seeded_by: Session = 0  # who brought the weights
         # In the weights <= on every sink <= in the log.
         self.applied = self.stored = self.logged = 0
         self.waiting: dict[Session, Push] = {}
@@ -77,21 +80,31 @@ class Shard:
         return [*turned, *self._log(record, MembersAck(members.view)), *self._append()]
 
     def _admit_seed(self, seed: Seed) -> list[Effect]:
-        free = Free(seed.weights)
+        free = Free(seed.payload)
         if why := self._why_not_seed(seed):
-            return [free, SeedRefuse(seed.session, seed.digest, why)]
-        answer = SeedAck(seed.session, seed.digest)
-        if self.seed_digest == seed.digest:
+            return [free, SeedRefuse(seed.session, seed.digest, why, seed.still)]
+        answer = SeedAck(seed.session, seed.digest, seed.still)
+        if seed.digest == (self.still_digest if seed.still else self.seed_digest):
             return [free, *self._when_stored(self.logged, answer)]
-        self.seed_digest = seed.digest
+        if seed.still:
+            self.still_digest = seed.digest
+        else:
+            self.seed_digest, self.seeded_by = seed.digest, seed.session
         return self._log(SeedRecord(self.logged + 1, seed), answer)
 
     def _why_not_seed(self, seed: Seed) -> Why | None:
-        """The next chief may seed again what a dead one left half done, until the first push."""
+        """The next chief may seed again what a dead one left half done, until the first push.
+        Still tensors come first, so that weights are there only where both are.
+        """
         if seed.session not in self.sessions:
             return Why.FENCED
         if seed.session != min(self.sessions):
             return Why.NOT_CHIEF
+        if seed.still:
+            is_late = self.pushes_logged or self.seeded_by == seed.session
+            return Why.SEEDED if is_late and self.still_digest != seed.digest else None
+        if self.has_still and self.still_digest is None:
+            return Why.STILL_DUE
         other = self.seed_digest not in {None, seed.digest}
         return Why.SEEDED if other and self.pushes_logged else None
 
@@ -187,7 +200,7 @@ class Shard:
             "lsn": self.applied,
             "view": self.view,
             "sessions": sorted(self.sessions),
-            "seed": self.seed_digest,
+            "seed": (self.seed_digest, self.still_digest, self.seeded_by),
             "windows": windows,
             "done": self.done.snapshot(),
             "counts": (self.pushes_logged, self.keys_logged),
@@ -196,7 +209,7 @@ class Shard:
     def restore(self, data: Mapping[str, Any]) -> None:
         self.applied = self.stored = self.logged = data["lsn"]
         self.view, self.sessions = data["view"], frozenset(data["sessions"])
-        self.seed_digest = data["seed"]
+        self.seed_digest, self.still_digest, self.seeded_by = data["seed"]
         self.windows = {
             session: Window(mark, {seq: Applied(*a) for seq, a in applied.items()}, logged)
             for session, (mark, applied, logged) in data["windows"].items()
@@ -223,7 +236,7 @@ def payloads(record: Record) -> tuple[Handle, ...]:
         case PushRecord(_, pushes):
             return tuple(push.grad for push in pushes)
         case SeedRecord(_, seed):
-            return (seed.weights,)
+            return (seed.payload,)
         case MembersRecord():
             return ()
 

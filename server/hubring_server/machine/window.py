@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from hubring_common.ids import BatchKey, Digest, Lsn, Seq
+from hubring_common.ids import UNLEASED, BatchKey, Digest, Lsn, Seq
 from hubring_server.machine.messages import Why
 
 WINDOW = 4
@@ -48,25 +48,39 @@ class Window:
         return self.mark + len(self.applied)
 
 
+CHUNK = 12
+"""Bits of a batch number that one chunk of the done batches covers: 4,096 batches, 512 bytes."""
+
+
 class DoneBatches:
-    """The (epoch, batch) keys of logged pushes: a bit each, so that long runs stay small."""
+    """The (epoch, batch) keys of logged pushes: a bit each, so that long runs stay small.
+
+    In chunks that grow as they fill, for batch numbers that are far apart: those of streamed data
+    name their shard too, and whoever sends a huge one gets no more memory for it.
+    """
 
     def __init__(self) -> None:
-        self._bits: dict[int, bytearray] = {}
+        self._bits: dict[BatchKey, bytearray] = {}  # (epoch, chunk) -> its bits
         self._unstored: dict[BatchKey, Lsn] = {}
+        self.leased = 0
+        """How many of them are of leased data."""
 
     def __contains__(self, key: BatchKey) -> bool:
-        bits, byte = self._bits.get(key.epoch, b""), key.batch >> 3
-        return byte < len(bits) and bool(bits[byte] >> (key.batch & 7) & 1)
+        bits = self._bits.get(BatchKey(key.epoch, key.batch >> CHUNK))
+        byte, bit = _place(key)
+        return bits is not None and byte < len(bits) and bool(bits[byte] >> bit & 1)
 
     def among(self, keys: Iterable[BatchKey]) -> frozenset[BatchKey]:
         return frozenset(key for key in keys if key in self)
 
     def add(self, key: BatchKey, lsn: Lsn) -> None:
-        bits, byte = self._bits.setdefault(key.epoch, bytearray()), key.batch >> 3
+        chunk = BatchKey(key.epoch, key.batch >> CHUNK)
+        bits = self._bits.setdefault(chunk, bytearray())
+        byte, bit = _place(key)
         bits.extend(bytes(max(0, byte + 1 - len(bits))))
-        bits[byte] |= 1 << (key.batch & 7)
+        bits[byte] |= 1 << bit
         self._unstored[key] = lsn
+        self.leased += key.epoch < UNLEASED
 
     def stored(self, lsn: Lsn) -> None:
         self._unstored = {k: at for k, at in self._unstored.items() if at > lsn}
@@ -78,9 +92,16 @@ class DoneBatches:
     def count(self) -> int:
         return sum(int.from_bytes(bits).bit_count() for bits in self._bits.values())
 
-    def snapshot(self) -> dict[int, bytes]:
-        return {epoch: bytes(bits) for epoch, bits in self._bits.items()}
+    def snapshot(self) -> dict[BatchKey, bytes]:
+        return {chunk: bytes(bits) for chunk, bits in self._bits.items()}
 
-    def restore(self, data: dict[int, bytes]) -> None:
-        self._bits = {epoch: bytearray(bits) for epoch, bits in data.items()}
+    def restore(self, data: dict[BatchKey, bytes]) -> None:
+        self._bits = {BatchKey(*chunk): bytearray(bits) for chunk, bits in data.items()}
         self._unstored = {}
+        leased = (bits for chunk, bits in self._bits.items() if chunk.epoch < UNLEASED)
+        self.leased = sum(int.from_bytes(bits).bit_count() for bits in leased)
+
+
+def _place(key: BatchKey) -> tuple[int, int]:
+    """Byte and bit of a batch within its chunk."""
+    return divmod(key.batch & (1 << CHUNK) - 1, 8)
