@@ -1,7 +1,8 @@
 """A member's life line to the coordinator: hello, heartbeats up, orders down, re-attaching.
 
-Threads: one that reads (it calls `orders`, which must not block for long) and gRPC's own that
-writes. A broken stream is opened again with the same session until patience runs out.
+Threads: one that reads (it calls `orders`, which must not block for long), gRPC's own that
+writes, and for a moment one that writes down the stacks when the coordinator asks. A broken
+stream is opened again with the same session until patience runs out.
 """
 
 import logging
@@ -13,16 +14,24 @@ from typing import Any
 
 import grpc
 
-from hubring_common import rpc, wire
+from hubring_common import rpc, stacks, wire
 from hubring_common.clock import MonotonicClock
 from hubring_common.errors import HubringError, RunEnded, TimedOut, Unreachable
-from hubring_common.messages import Acked, FromMember, Heartbeat, Hello, ToMember, Welcome
+from hubring_common.messages import (
+    Acked,
+    FromMember,
+    Heartbeat,
+    Hello,
+    StacksDump,
+    ToMember,
+    Welcome,
+)
 from hubring_common.timing import Timing
 
 log = logging.getLogger(__name__)
 
 ATTEND = "/hubring.v1.Coordinator/Attend"
-PATIENCE = 6
+PATIENCE = 18
 """Leases that a member goes on trying to reach a coordinator which it knew."""
 
 
@@ -50,6 +59,7 @@ class Attendance:
         self._patience = timing.timeout
         self._heard = self._clock.now()
         self._closed = threading.Event()
+        self._is_attached = False
         self._is_over = False  # the run: nothing is worth attending any more
         self._welcome: Welcome | None = None
         self._answer: SimpleQueue[Welcome | HubringError] = SimpleQueue()
@@ -78,6 +88,11 @@ class Attendance:
         if self._welcome is None:
             raise RuntimeError("not welcomed yet")
         return self._welcome
+
+    @property
+    def is_away(self) -> bool:
+        """The coordinator cannot be heard now."""
+        return not self._is_attached
 
     def ack(self, order: int) -> None:
         """An order lost with a stream is sent again on the next, so this may be lost too."""
@@ -132,11 +147,10 @@ class Attendance:
         self._call = self._open(messages, metadata=self._metadata)
         if self._closed.is_set():  # `close` may have seen the stream before
             self._call.cancel()
-        is_attached = False
         try:
             with rpc.calling("the coordinator"):
                 for data in self._call:
-                    is_attached = True
+                    self._is_attached = True
                     self._take(wire.decode(ToMember, data))
         except HubringError as error:
             return error
@@ -145,21 +159,36 @@ class Attendance:
             return RunEnded(f"an order failed here: {error!r}")
         finally:
             self._call.cancel()
-            if is_attached:  # until now, however long it had nothing to say
+            if self._is_attached:  # until now, however long it had nothing to say
                 self._heard = self._clock.now()
+            self._is_attached = False
         return Unreachable("the stream was closed", who="the coordinator")
 
     def _take(self, message: ToMember) -> None:
         self._is_over = self._is_over or message.end is not None
-        if message.welcome is None:
+        if message.dump_stacks is not None:
+            self._dump_stacks(message.dump_stacks.request)
+        elif message.welcome is not None:
+            self._welcomed(message.welcome)
+        else:
             self._orders(message)
-            return
-        first, self._welcome = self._welcome is None, message.welcome
-        self._timing = Timing(message.welcome.timeout)
+
+    def _dump_stacks(self, request: int) -> None:
+        """In a thread of its own: it reads source files, which may lie far away."""
+
+        def dump() -> None:
+            text = stacks.dump()
+            self._outgoing.put(FromMember(stacks=StacksDump(request, text)))
+
+        threading.Thread(target=dump, name="stacks", daemon=True).start()
+
+    def _welcomed(self, welcome: Welcome) -> None:
+        first, self._welcome = self._welcome is None, welcome
+        self._timing = Timing(welcome.timeout)
         self._patience = PATIENCE * self._timing.lease
         self._beat_now()  # the writer waits by the new timing from here on
         if first:
-            self._answer.put(message.welcome)
+            self._answer.put(welcome)
 
     # --- gRPC's writing thread ---
 

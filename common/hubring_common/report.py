@@ -23,7 +23,7 @@ def totals(status: Status) -> dict[str, Any]:
     trained = status.seconds - status.first_step_seconds
     return {
         "steps": sum(p.steps for p in progress),
-        "epochs": sum(1 for e in status.epochs if e.done == e.batches),
+        "epochs": status.epochs_done,
         "samples": samples,
         "examples_per_second": round(samples / trained, 1) if samples and trained > 0 else 0.0,
         "staleness_mean": round(stale / pushes, 3) if pushes else 0.0,
@@ -43,6 +43,7 @@ def summary(status: Status, **launch: Any) -> dict[str, Any]:
         **totals(status),
         **{name: value if math.isfinite(value) else None for name, value in status.metrics.items()},
         "model": status.model,
+        "ledger": status.ledger,
         **launch,
     }
 

@@ -32,6 +32,14 @@ ERROR_LIMIT = 64 << 10
 DETAILS = 200
 """Characters of an error's text in gRPC's own status, for clients that know no other."""
 
+KEEPALIVE = 3.0
+"""Seconds: a connection that brings nothing for so long is asked, and given up when twice as long
+brings no answer. A network that is cut without a word, or an address that is another's now, would
+else be noticed when TCP gives up, after a quarter of an hour. Short enough that a member is back
+within a lease of 10 s; long enough for the 4 MB that a link of 10 Mbit/s may have queued before
+the answer.
+"""
+
 _COMMON = (
     ("grpc.enable_http_proxy", 0),  # http_proxy would hijack the cluster's traffic
     ("grpc.max_receive_message_length", MESSAGE_LIMIT),
@@ -79,8 +87,22 @@ gRPC's own RESOURCE_EXHAUSTED is not there: a message past MESSAGE_LIMIT is too 
 """
 
 
+def _keepalive() -> tuple[tuple[str, int], ...]:
+    """Both sides ask, so both must bear it: else gRPC answers ENHANCE_YOUR_CALM, too_many_pings."""
+    after = round(1000 * KEEPALIVE)
+    return (
+        ("grpc.keepalive_time_ms", after),
+        ("grpc.keepalive_timeout_ms", 2 * after),  # of TCP's acknowledgements too
+        ("grpc.http2.ping_timeout_ms", 2 * after),  # else gRPC waits a minute all the same
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", after // 2),
+        ("grpc.http2.max_ping_strikes", 0),
+    )
+
+
 def open_channel(address: str) -> grpc.Channel:
-    return grpc.insecure_channel(address, options=_CHANNEL)
+    return grpc.insecure_channel(address, options=(*_CHANNEL, *_keepalive()))
 
 
 def metadata(token: str) -> tuple[tuple[str, str], ...]:
@@ -90,7 +112,7 @@ def metadata(token: str) -> tuple[tuple[str, str], ...]:
 def make_server(token: str, threads: int) -> grpc.Server:
     """A server that refuses calls without `token`. `threads` bounds the calls under way."""
     pool = ThreadPoolExecutor(threads, thread_name_prefix="grpc")
-    return grpc.server(pool, interceptors=[TokenGate(token)], options=_SERVER)
+    return grpc.server(pool, interceptors=[TokenGate(token)], options=(*_SERVER, *_keepalive()))
 
 
 def bind(server: grpc.Server, address: str) -> int:
@@ -214,8 +236,12 @@ class Caller:
 
     def call(self, name: str, request: Any, timeout: float) -> Any:
         """The answer, as the method's message. Raises what `error_of` finds."""
-        with calling(self._who):
-            data = self._calls[name](
-                wire.encode(request), timeout=timeout, metadata=self._metadata, wait_for_ready=False
-            )
+        encoded = wire.encode(request)
+        try:
+            with calling(self._who):
+                data = self._calls[name](
+                    encoded, timeout=timeout, metadata=self._metadata, wait_for_ready=False
+                )
+        except ValueError:  # gRPC's word for a channel that was closed here
+            raise errors.Unreachable("the channel was closed", who=self._who) from None
         return wire.decode(self._methods[name].answer, data)

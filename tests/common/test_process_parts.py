@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from hubring_common import logs, net
 from hubring_common.errors import TimedOut, Unreachable, UsageError
 from hubring_common.lifeline import ORPHAN_EXIT, LifelineOwner
-from hubring_common.ops import OpsServer
+from hubring_common.ops import OpsServer, as_json
 from hubring_common.timing import Timing
 
 # --- addresses ---------------------------------------------------------------------------------
@@ -98,7 +98,8 @@ def fetch(port, path):
 
 def test_the_ops_port():
     ready = [(False, "no shard yet")]
-    server = OpsServer("127.0.0.1:0", lambda: ready[0], lambda: {"run": "a-run"})
+    pages = {"/status.json": lambda: as_json({"run": "a-run"})}
+    server = OpsServer("127.0.0.1:0", lambda: ready[0], pages)
     assert fetch(server.port, "/healthz") == (200, "ok\n")
     assert fetch(server.port, "/readyz") == (503, "no shard yet\n")
     ready[0] = (True, "")

@@ -2,11 +2,13 @@
 
 import socket
 import threading
+import time
 
 import grpc
 import pytest
+from common.relay import Relay
 
-from hubring_common import errors, rpc
+from hubring_common import errors, rpc, wire
 from hubring_common.errors import (
     Fatal,
     InvalidMessage,
@@ -17,7 +19,7 @@ from hubring_common.errors import (
     UsageError,
     VersionMismatch,
 )
-from hubring_common.messages import Done, Stop
+from hubring_common.messages import Acked, Done, Drain, FromMember, Stop, ToMember
 
 TOKEN = "a-token"
 
@@ -171,3 +173,63 @@ def test_a_port_in_use_is_refused(served):
     other = rpc.make_server(TOKEN, 1)
     with pytest.raises(UsageError, match=f"cannot listen on {address}"):
         rpc.bind(other, address)
+
+
+@pytest.fixture
+def attended(monkeypatch):
+    """(relay to a server, messages that its one stream has heard, set when the stream is over)."""
+    monkeypatch.setattr(rpc, "KEEPALIVE", 0.3)
+    heard, over = [], threading.Event()
+
+    def attend(messages, _context):
+        yield ToMember(drain=Drain("hello", alone=False))
+        try:
+            heard.extend(messages)
+        finally:
+            over.set()
+
+    server = rpc.make_server(TOKEN, 4)
+    rpc.add_control(server, "Coordinator", {"Attend": attend})
+    address = f"127.0.0.1:{rpc.bind(server, '127.0.0.1:0')}"
+    server.start()
+    with Relay(address) as relay:
+        yield relay, heard, over
+    server.stop(0).wait()
+
+
+def open_stream(channel):
+    """An Attend stream that has said hello and been answered, and its end."""
+    end = threading.Event()
+
+    def messages():
+        yield wire.encode(FromMember(acked=Acked(1)))
+        end.wait(20)
+
+    stream = channel.stream_stream("/hubring.v1.Coordinator/Attend")
+    call = stream(messages(), metadata=rpc.metadata(TOKEN))
+    assert next(call)
+    return call, end
+
+
+def test_a_network_cut_without_a_word_is_noticed_on_both_sides(attended):
+    relay, _, over = attended
+    with rpc.open_channel(relay.address) as channel:
+        call, end = open_stream(channel)
+        relay.cut()
+        began = time.monotonic()
+        with pytest.raises(Unreachable, match="UNAVAILABLE"), rpc.calling("the coordinator"):
+            next(call)
+        assert over.wait(5), "the server still waits for the member"
+        assert time.monotonic() - began < 5
+        end.set()
+
+
+def test_an_idle_stream_is_asked_often_and_never_ended_for_it(attended):
+    relay, heard, over = attended
+    with rpc.open_channel(relay.address) as channel:
+        _, end = open_stream(channel)
+        assert not over.wait(7), "where only one side asks, gRPC ends it after some 5 s"
+        end.set()
+        assert over.wait(5)
+    assert heard == [FromMember(acked=Acked(1))]
+    assert relay.connections == 1
