@@ -18,6 +18,7 @@ from hubring_common.messages import (
     Leave,
     Members,
     ModelDeclaration,
+    Pushed,
     Role,
     RunState,
     Seeded,
@@ -102,22 +103,23 @@ class Member:
         digests = range(self.cluster.config.servers) if digests is None else digests
         return self.cluster.call(Seeded(self.session, tuple(digests)))
 
-    def take(self, epoch: int = 0) -> Taken | HubringError | None:
-        return self.cluster.call(self.new_take(epoch))
+    def take(self, epoch: int = 0, **how) -> Taken | HubringError | None:
+        return self.cluster.call(self.new_take(epoch, **how))
 
-    def new_take(self, epoch: int = 0) -> Take:
+    def new_take(self, epoch: int = 0, pace: float = 0.0, *, ahead: bool = False) -> Take:
         self.takes += 1
-        return Take(self.session, epoch, self.takes)
+        return Take(self.session, epoch, self.takes, pace, ahead)
 
-    def settle(self, *done: Span, returned: Iterable[Span] = ()):
-        return self.cluster.call(Settle(self.session, done, tuple(returned)))
+    def settle(self, *done: Span, returned: Iterable[Span] = (), recall: int = 0):
+        pushed = tuple(map(Pushed, done))
+        return self.cluster.call(Settle(self.session, pushed, tuple(returned), recall))
 
     def train(self, epoch: int = 0) -> list[Span]:
         """Take and settle until the epoch is over here."""
         spans = []
-        while (taken := self.take(epoch)) is not None and taken.span is not None:
-            self.settle(taken.span)
-            spans.append(taken.span)
+        while (taken := self.take(epoch)) is not None and taken.spans:
+            self.settle(taken.spans[0])
+            spans.append(taken.spans[0])
         return spans
 
     def finish(self):
@@ -143,6 +145,7 @@ class Cluster:
         self.overs: list[events.Over] = []
         self.exits = 0
         self.notes: list[str] = []
+        self.hubs: list[Member] = []
         self._number = 0
 
     def new_number(self) -> int:
@@ -217,7 +220,9 @@ class Cluster:
 
     def server(self, slot: int = 0, **hello) -> Member:
         endpoints = (f"grpc:server-{slot}:1",)
-        return Member(self, Hello(Role.SERVER, slot=slot, endpoints=endpoints, **hello))
+        member = Member(self, Hello(Role.SERVER, slot=slot, endpoints=endpoints, **hello))
+        self.hubs.append(member)
+        return member
 
     def worker(self, **hello) -> Member:
         return Member(self, Hello(Role.WORKER, **hello))

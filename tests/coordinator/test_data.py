@@ -9,7 +9,7 @@ OVER = Taken(TakeState.OVER)
 
 def span(taken: Taken) -> Span:
     assert taken.state is TakeState.TASK
-    return taken.span
+    return taken.spans[0]
 
 
 def epoch_counts(cluster: Cluster, epoch: int = 0) -> tuple[int, int, int]:
@@ -20,9 +20,9 @@ def epoch_counts(cluster: Cluster, epoch: int = 0) -> tuple[int, int, int]:
 def test_an_epoch_is_shared_out_once_and_is_over():
     cluster, _, (one, two) = training(workers=2, batches=30)
     spans = []
-    while (taken := (one, two)[len(spans) % 2].take()).span is not None:
-        spans.append(taken.span)
-        (one, two)[(len(spans) - 1) % 2].settle(taken.span)
+    while (taken := (one, two)[len(spans) % 2].take()).spans:
+        spans.append(taken.spans[0])
+        (one, two)[(len(spans) - 1) % 2].settle(taken.spans[0])
     assert keys_of(spans) == Span(0, 0, 30).keys()
     assert epoch_counts(cluster) == (30, 0, 0)
     assert two.take() == OVER
@@ -39,13 +39,13 @@ def test_a_take_whose_answer_was_lost_gets_the_same_task_again():
     cluster, (server,), (one, two) = training(workers=2, batches=30)
     take = one.new_take()
     first = cluster.call(take)
-    assert span(two.take()).first == first.span.first + first.span.count
-    assert cluster.call(take).span == first.span
+    assert span(two.take()).first == first.spans[0].first + first.spans[0].count
+    assert cluster.call(take).spans[0] == first.spans[0]
     cluster.restart()
     for member in (server, one, two):
         member.reattach()
-    assert cluster.call(take).span == first.span
-    assert span(one.take()) != first.span
+    assert cluster.call(take).spans[0] == first.spans[0]
+    assert span(one.take()) != first.spans[0]
 
 
 def test_a_joiner_finds_finished_epochs_empty():

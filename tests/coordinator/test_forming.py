@@ -318,3 +318,13 @@ def test_an_order_that_was_not_given_ends_the_stream():
     server = cluster.server()
     cluster.do(OrderAcked(server.stream, 99))
     assert isinstance(server.error, InvalidMessage)
+
+
+def test_a_member_with_another_torch_is_let_in_and_named():
+    cluster, _, (one,) = training()
+    cluster.worker(torch="2.13.0")
+    assert not [event for event in cluster.status.events if event.kind == "warning"]
+    cluster.worker(torch="2.11.0")
+    (warning,) = [event for event in cluster.status.events if event.kind == "warning"]
+    assert warning.text.startswith("worker-2 runs torch 2.11.0, worker-1 torch 2.13.0")
+    assert one.error is None

@@ -15,12 +15,18 @@ from hypothesis.stateful import (
 
 from hubring_common.ids import BatchKey
 from hubring_common.messages import (
+    BatchTotals,
+    EvaluationPart,
+    EvaluationState,
+    EvaluationTask,
     Formed,
     Install,
     Members,
     MemberState,
+    Recall,
     RunState,
     Span,
+    Total,
 )
 from hubring_coordinator.machine import events
 
@@ -43,6 +49,7 @@ class CoordinatorMachine(RuleBasedStateMachine):
         self.sessions: list[int] = []
         self.answered: set[int] = set()
         self.takes: dict[int, Member] = {}
+        self.measured: dict[tuple[int, int], tuple[BatchTotals, ...]] = {}
         for slot in range(servers if workers else 0):
             self.server_comes(slot)
         for number in range(workers):
@@ -123,6 +130,43 @@ class CoordinatorMachine(RuleBasedStateMachine):
                 worker.take(epoch)
                 self.takes[self.cluster.last_call] = worker
 
+    @rule(pick=PICK, epoch=st.integers(0, 2), pace=st.sampled_from([2.0, 40.0]))
+    def worker_takes_ahead(self, pick, epoch, pace):
+        if worker := self.one_of(self.workers, pick):
+            worker.take(epoch, pace=pace, ahead=True)
+            self.takes[self.cluster.last_call] = worker
+
+    @rule(pick=PICK, is_willing=st.booleans())
+    def worker_answers_a_recall(self, pick, is_willing):
+        worker = self.one_of(self.workers, pick)
+        recall = worker.last(Recall) if worker else None
+        if recall is None or self.cluster.state.is_over:
+            return
+        mine = sorted(k for k, owner in self.owner.items() if owner is worker)
+        keys = [k for k in mine if k.epoch == recall.epoch][-recall.count :] if is_willing else []
+        spans = [Span(key.epoch, key.batch, 1) for key in keys]
+        worker.settle(returned=spans, recall=recall.recall)
+        for key in keys:
+            del self.owner[key]
+
+    @rule(pick=PICK)
+    def worker_evaluates(self, pick):
+        """It comes to its next evaluation, and measures whatever it is given."""
+        if worker := self.one_of(self.workers, pick):
+            number = len(self.cluster.machine.status().evaluations) or 1
+            measured = self.measured.pop((worker.session, number), ())
+            answer = self.cluster.call(EvaluationPart(worker.session, number, 5, {}, measured))
+            if isinstance(answer, EvaluationTask) and answer.state is EvaluationState.TASK:
+                batches = range(answer.first, answer.first + answer.count)
+                totals = tuple(BatchTotals(b, {"x": Total(float(b), 1.0)}) for b in batches)
+                self.measured[worker.session, number] = totals
+
+    @invariant()
+    def an_evaluations_result_is_exact(self):
+        for evaluation in self.cluster.machine.status().evaluations:
+            if evaluation.metrics:
+                assert evaluation.metrics == {"x": 2.0}
+
     @rule(pick=PICK, epoch=st.integers(0, 2))
     def worker_trains_an_epoch(self, pick, epoch):
         if worker := self.one_of(self.workers, pick):
@@ -190,8 +234,8 @@ class CoordinatorMachine(RuleBasedStateMachine):
         for call in self.cluster.answers.keys() - self.answered:
             self.answered.add(call)
             taken = self.cluster.answers[call]
-            if call in self.takes and getattr(taken, "span", None) is not None:
-                for key in keys_of([taken.span]):
+            if call in self.takes and getattr(taken, "spans", ()):
+                for key in keys_of(taken.spans):
                     assert key not in self.done, "done once already"
                     assert self.is_gone(self.owner.get(key)), "leased to two"
                     self.owner[key] = self.takes[call]
@@ -200,7 +244,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
     def done_counts_are_the_oracles(self):
         for epoch in self.cluster.machine.status().epochs:
             assert epoch.done == len({k for k in self.done if k.epoch == epoch.epoch})
-            assert epoch.batches == BATCHES == epoch.done + epoch.leased + epoch.left
+            aside = [b for b in self.cluster.machine.status().set_aside if b.epoch == epoch.epoch]
+            counted = epoch.done + epoch.leased + epoch.left + len(aside)
+            assert epoch.batches == BATCHES == counted
 
     @invariant()
     def nobody_hears_formed_before_every_server_admitted_it(self):
@@ -229,14 +275,16 @@ class CoordinatorMachine(RuleBasedStateMachine):
             worker.declare_data(BATCHES)
         for server in self.servers:
             server.ack()
-        for epoch in range(3):
+        for epoch in range(16):  # a minute of work of each worker may be of so many
             for worker in workers:
                 keys = [key for key, owner in self.owner.items() if owner is worker]
                 self.settle(worker, keys, is_done=True)
                 self.drive(worker, epoch)
         for worker in workers:
             worker.finish()
-        assert self.cluster.state is RunState.QUIET
+        tasks = self.cluster.machine._state.tasks
+        lost = {n: (e.lost, e.lost_with) for n, e in tasks.epochs.items() if e.lost}
+        assert self.cluster.state is RunState.QUIET, (self.cluster.status.waiting_for, lost)
         for worker in self.workers:
             worker.leave()
         assert self.cluster.state is RunState.FINISHED
@@ -246,9 +294,9 @@ class CoordinatorMachine(RuleBasedStateMachine):
             taken = worker.take(epoch)
             self.takes[self.cluster.last_call] = worker
             self.no_batch_is_handed_out_twice()
-            if (span := getattr(taken, "span", None)) is None:
+            if not (spans := getattr(taken, "spans", ())):
                 return
-            self.settle(worker, span.keys(), is_done=True)
+            self.settle(worker, keys_of(spans), is_done=True)
 
     # --- picking ---
 

@@ -20,7 +20,7 @@ from hubring_coordinator.machine.events import Called, Put, Tick
 
 def test_training_goes_on():
     cluster, (server,), (worker,) = training(batches=8)
-    held = worker.take().span
+    held = worker.take().spans[0]
     cluster.restart()
     assert cluster.state is RunState.TRAINING
     server.reattach()
@@ -102,7 +102,7 @@ def test_servers_that_lost_their_memory_meanwhile_are_found_out():
 def test_time_goes_on_from_what_was_written():
     cluster, _, (worker,) = training()
     cluster.now += 5
-    worker.settle(worker.take().span)
+    worker.settle(worker.take().spans[0])
     cluster.now += 100
     cluster.restart()
     assert cluster.status.first_step_seconds == 5
@@ -117,7 +117,7 @@ def test_a_kill_between_commit_and_answer_keeps_the_lease():
     for member in (server, one, two):
         member.reattach()
     server.ack()
-    first = two.take().span
+    first = two.take().spans[0]
     assert first.first > 0, "what was promised to one, heard or not, is not given to another"
     one.finish()
     assert Span(0, 0, 2).keys()[0] in keys_of(two.train())
@@ -129,7 +129,7 @@ def test_a_kill_before_the_commit_promises_nothing():
     cluster.restart()
     for member in (server, one, two):
         member.reattach()
-    assert two.take().span.first == 0
+    assert two.take().spans[0].first == 0
 
 
 def test_an_empty_store_begins_a_run():

@@ -90,6 +90,12 @@ class Attendance:
         member.heard = self._state.now
         return member
 
+    def require_live(self, session: Session) -> None:
+        """Without counting as a sign of life. Raises LeaseLost, or RunEnded."""
+        member = self._state.roster.all.get(session)
+        if member is None or not member.is_live:
+            self._refuse_session(session, member)
+
     def mark_first_step(self) -> None:
         state = self._state
         if not state.run.first_step:
@@ -158,8 +164,19 @@ class Attendance:
     def _admit(self, hello: Hello) -> Member:
         state = self._state
         member = state.roster.admit(state.new_session(), hello)
-        state.note(f"{member.name} joined as session {member.session} from {hello.host}")
+        words = f"{member.name} joined as session {member.session} from {hello.host}"
+        state.note("joined", member.name, words)
+        self._compare_torch(member)
         return member
+
+    def _compare_torch(self, member: Member) -> None:
+        """No reason to refuse: weights travel alike. But bits may differ (pytorch#197018)."""
+        live = (*self._state.roster.workers, *self._state.roster.servers)
+        others = (m for m in live if m.torch not in {"", member.torch})
+        if member.torch and (other := next(others, None)) is not None:
+            fact = f"{member.name} runs torch {member.torch}, {other.name} torch {other.torch}"
+            words = f"{fact}: results may differ from a run with one torch in the last bits"
+            self._state.note("warning", member.name, words)
 
     def _supersede(self, slot: int) -> None:
         """A slot is claimed by one process at a time: a new one means that the old one is gone."""

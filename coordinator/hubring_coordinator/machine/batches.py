@@ -40,6 +40,16 @@ class Batches:
     def __bool__(self) -> bool:
         return bool(self.runs)
 
+    def lowest(self, count: int) -> "Batches":
+        """The lowest `count` batches."""
+        found: list[Run] = []
+        for start, stop in self.runs:
+            found.append((start, min(stop, start + count)))
+            count -= found[-1][1] - start
+            if count == 0:
+                break
+        return Batches(tuple(found))
+
     def first(self, count: int) -> "Batches":
         """The lowest batches that follow one another, `count` at most."""
         start, stop = self.runs[0]

@@ -4,25 +4,32 @@
 with their sessions and have one lease to do so.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from hubring_common.errors import HubringError
 from hubring_common.messages import (
     DataDeclaration,
+    Done,
+    EvaluationPart,
     Finish,
     Leave,
+    LedgerRequest,
+    MemberDrain,
     ModelDeclaration,
     RunState,
     Seeded,
     Settle,
+    StacksRequest,
     Status,
     StatusRequest,
     Stop,
+    StopRules,
     Take,
 )
 from hubring_coordinator.machine.attendance import Attendance
 from hubring_coordinator.machine.data import Data
+from hubring_coordinator.machine.evaluating import Evaluating
 from hubring_coordinator.machine.events import (
     Answer,
     Attached,
@@ -37,14 +44,21 @@ from hubring_coordinator.machine.events import (
     Put,
     Request,
     Result,
+    StacksDumped,
     Stream,
     Tick,
 )
 from hubring_coordinator.machine.forming import Forming
 from hubring_coordinator.machine.lifecycle import Lifecycle
+from hubring_coordinator.machine.members import Member
 from hubring_coordinator.machine.report import status
+from hubring_coordinator.machine.stacks import StackDumps
 from hubring_coordinator.machine.state import VACANT, Config, State
+from hubring_coordinator.machine.stopping import Stopping
 from hubring_coordinator.machine.waiting import Waiting
+
+ANYTIME = {StatusRequest, LedgerRequest, StacksRequest, Stop, Leave}
+"""Requests that are answered also when the run is over."""
 
 
 class Coordinator:
@@ -53,9 +67,13 @@ class Coordinator:
         self._attendance = Attendance(self._state)
         self._forming = Forming(self._state)
         self._data = Data(self._state, self._attendance)
-        self._waiting = Waiting(self._state)
+        self._stacks = StackDumps(self._state)
+        self._evaluating = Evaluating(self._state, self._attendance)
+        self._stopping = Stopping(self._state)
+        self._waiting = Waiting(self._state, self._evaluating)
         self._lifecycle = Lifecycle(self._state, self._waiting)
         self._is_over = self._state.run.state.is_over
+        self._behaviours = self._all_behaviours()
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         """Rows first, then what depends on them, in order."""
@@ -67,9 +85,13 @@ class Coordinator:
                 self._attendance.tick()
             case _:
                 self._attend(event)
+        self._evaluating.advance()  # may let a rule hold, and joiners in
         self._forming.advance()
+        self._stopping.advance()
         self._lifecycle.advance()
         self._data.advance()
+        self._evaluating.answer()
+        self._stacks.advance()
         if not self._is_over and self._state.run.state.is_over:
             self._is_over = True
             self._state.effects.insert(0, Over(self.status()))
@@ -84,7 +106,7 @@ class Coordinator:
 
     # --- members' streams ---
 
-    def _attend(self, event: Attached | Beat | OrderAcked | Detached) -> None:
+    def _attend(self, event: Attached | Beat | OrderAcked | StacksDumped | Detached) -> None:
         try:
             match event:
                 case Attached(stream, hello):
@@ -93,6 +115,8 @@ class Coordinator:
                     self._attendance.beat(stream, heartbeat)
                 case OrderAcked(stream, order):
                     self._attendance.acked(stream, order)
+                case StacksDumped(stream, request, text):
+                    self._stacks.hear(stream, request, text)
                 case Detached(stream):
                     self._attendance.detach(stream)
         except HubringError as error:
@@ -117,33 +141,38 @@ class Coordinator:
 
     def _result(self, call: int, request: Request) -> Result | None:
         """None: to be answered later. Raises what the caller is refused with."""
-        match request:
-            case StatusRequest():
-                return self.status()
-            case Stop():
-                return self._lifecycle.stop(request)
-            case Leave(session):
-                return self._lifecycle.leave(self._attendance.caller(session), request)
-        if self._state.run.state.is_over:
+        kind = type(request)
+        if self._state.run.state.is_over and kind not in ANYTIME:
             raise self._state.ended_error()
-        match request:
-            case Take():
-                return self._data.take(call, request)
-            case Settle():
-                return self._data.settle(request)
-        return self._declared(request)
+        return self._behaviours[kind](call, request)
 
-    def _declared(self, request: ModelDeclaration | DataDeclaration | Seeded | Finish) -> Result:
-        member = self._attendance.caller(request.session)
-        match request:
-            case ModelDeclaration():
-                return self._forming.declare(member, request)
-            case DataDeclaration():
-                return self._data.declare(member, request)
-            case Seeded():
-                return self._forming.mark_seeded(member, request)
-            case Finish():
-                return self._lifecycle.finish(member)
+    def _all_behaviours(self) -> dict[type, Callable[[int, Any], Result | None]]:
+        data, forming, lifecycle = self._data, self._forming, self._lifecycle
+
+        def of_member(behave: Callable[[Member, Any], Result | None]) -> Any:
+            return lambda _, request: behave(self._attendance.caller(request.session), request)
+
+        return {
+            StatusRequest: lambda *_: self.status(),
+            LedgerRequest: lambda _, request: data.ledger(request),
+            StacksRequest: lambda call, _: self._stacks.ask(call),
+            Stop: lambda _, request: lifecycle.stop(request),
+            Leave: of_member(lifecycle.leave),
+            Take: data.take,
+            Settle: lambda _, request: data.settle(request),
+            ModelDeclaration: of_member(forming.declare),
+            DataDeclaration: of_member(data.declare),
+            Seeded: of_member(forming.mark_seeded),
+            StopRules: of_member(self._declare_rules),
+            EvaluationPart: self._evaluating.take_part,
+            MemberDrain: lambda _, request: lifecycle.drain_member(request),
+            Finish: of_member(lifecycle.finish),
+        }
+
+    def _declare_rules(self, member: Member, declared: StopRules) -> Done:
+        done = self._state.rules.declare(declared, member.name)
+        self._state.touch("rules")
+        return done
 
     # --- invariants ---
 
@@ -151,6 +180,7 @@ class Coordinator:
         state, run = self._state, self._state.run
         state.roster.check()
         state.tasks.check()
+        state.book.check(state.tasks.epochs)
         assert all(session < state.next_session for session in state.roster.all)
         holders = state.tasks.holders(max(state.tasks.epochs, default=0))
         takers = {w.session for w in state.roster.workers if not w.is_done}
@@ -160,7 +190,8 @@ class Coordinator:
         if run.state is RunState.QUIET:
             assert all(w.is_done for w in state.roster.workers), "quiet, but someone trains"
             assert not state.tasks.is_leased, "quiet, but batches are leased"
-        assert not (run.state.is_over and self._data.parked), "a call hangs on a run that is over"
+        parked = (*self._data.parked, *self._evaluating.parked)
+        assert not (run.state.is_over and parked), "a call hangs on a run that is over"
 
     def _check_places(self) -> None:
         state, run = self._state, self._state.run

@@ -12,21 +12,31 @@ from hubring_common.messages import (
     DataDeclaration,
     Done,
     Drain,
+    DumpStacks,
     End,
+    EvaluationPart,
+    EvaluationTask,
     Finish,
     Formed,
     Heartbeat,
     Hello,
     Install,
     Leave,
+    Ledger,
+    LedgerRequest,
+    MemberDrain,
     Members,
     ModelDeclaration,
     Quiet,
+    Recall,
     Seeded,
     Settle,
+    Stacks,
+    StacksRequest,
     Status,
     StatusRequest,
     Stop,
+    StopRules,
     Take,
     Taken,
     Welcome,
@@ -44,9 +54,14 @@ Request: TypeAlias = (
     | Leave
     | Stop
     | StatusRequest
+    | StacksRequest
+    | LedgerRequest
+    | EvaluationPart
+    | StopRules
+    | MemberDrain
 )
-Result: TypeAlias = Done | Taken | Status
-Order: TypeAlias = Welcome | Install | Members | Formed | Quiet | Drain | End
+Result: TypeAlias = Done | Taken | Status | Stacks | Ledger | EvaluationTask
+Order: TypeAlias = Welcome | Install | Members | Formed | Quiet | Drain | Recall | End | DumpStacks
 
 # --- events --------------------------------------------------------------------------------
 
@@ -70,6 +85,15 @@ class OrderAcked:
 
 
 @dataclass(frozen=True, slots=True)
+class StacksDumped:
+    """A member's answer of DumpStacks."""
+
+    stream: Stream
+    request: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Detached:
     """The stream broke, or its member closed it."""
 
@@ -87,7 +111,7 @@ class Tick:
     """Time passed. At least once every half heartbeat."""
 
 
-Event: TypeAlias = Attached | Beat | OrderAcked | Detached | Called | Tick
+Event: TypeAlias = Attached | Beat | OrderAcked | StacksDumped | Detached | Called | Tick
 
 # --- effects -------------------------------------------------------------------------------
 

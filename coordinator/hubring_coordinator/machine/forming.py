@@ -13,6 +13,7 @@ from hubring_common.errors import (
     SettingsMismatch,
     UsageError,
 )
+from hubring_common.ids import View
 from hubring_common.layout import MASTER, ModelSpec
 from hubring_common.messages import (
     Done,
@@ -58,7 +59,7 @@ class Forming:
         if run.seeded_by or member is not state.chief:
             fact = f"{member.name} is not to seed this run"
             raise UsageError(fact, who=member.name, todo="only the chief does, once")
-        formed = self._formed_for(member)
+        formed = self._formed_for(member, self.admitted(), self._places())
         if formed is None or not _same(formed, member.told.formed):
             fact = "the servers are not those that were seeded"
             raise NotYet(fact, who="the coordinator", todo="wait for Formed and seed them again")
@@ -67,7 +68,8 @@ class Forming:
             raise InvalidMessage(fact, who=member.name)
         run.seeded_by, run.state = member.session, RunState.TRAINING
         state.touch("run")
-        state.note(f"run {run.id} is training: {member.name} seeded {run.servers} shards")
+        words = f"run {run.id} is training: {member.name} seeded {run.servers} shards"
+        state.note("training", member.name, words)
         return Done()
 
     def advance(self) -> None:
@@ -78,8 +80,9 @@ class Forming:
         for shard, server in enumerate(self._state.run.places):
             if server != VACANT:
                 self._order(self._state.roster.all[server], shard)
+        view, places = self.admitted(), self._places()
         for worker in self._state.roster.in_view:
-            self._inform(worker)
+            self._inform(worker, self._formed_for(worker, view, places))
 
     def admitted(self) -> int:
         """The highest view that every shard's server acknowledged; 0 while there is none."""
@@ -130,27 +133,29 @@ class Forming:
             sessions = tuple(worker.session for worker in state.roster.in_view)
             state.tell(server, Members(members_order(run.view), run.view, sessions))
 
-    def _inform(self, worker: Member) -> None:
-        formed = self._formed_for(worker)
+    def _inform(self, worker: Member, formed: Formed | None) -> None:
         if formed is None or worker.stream is None or _same(formed, worker.told.formed):
             return
+        if worker.state is MemberState.JOINING and self._state.evaluations.is_open:
+            return  # its pushes would change the weights that the others evaluate
         worker.told.formed = formed
         self._state.tell(worker, formed)
         if formed.seeded and worker.state is MemberState.JOINING:
             worker.state = MemberState.ACTIVE
             self._state.roster.touch(worker.session)
 
-    def _formed_for(self, worker: Member) -> Formed | None:
+    def _formed_for(
+        self, worker: Member, view: View, places: tuple[ShardPlace, ...]
+    ) -> Formed | None:
         """What `worker` should know of the run, or None while it is not admitted (P5)."""
-        state, view = self._state, self.admitted()
         if view == 0 or view < worker.since:
             return None
-        if state.run.seeded_by:
-            return Formed(view, self._places(), seeded=True, seed_them=False)
-        is_chief = worker is state.chief
-        if is_chief and view < state.removed_in:
+        if self._state.run.seeded_by:
+            return Formed(view, places, seeded=True, seed_them=False)
+        is_chief = worker is self._state.chief
+        if is_chief and view < self._state.removed_in:
             return None  # some server still takes the earlier chief for the chief
-        return Formed(view, self._places(), seeded=False, seed_them=is_chief)
+        return Formed(view, places, seeded=False, seed_them=is_chief)
 
     def _places(self) -> tuple[ShardPlace, ...]:
         servers = enumerate(self._state.placed)

@@ -1,17 +1,21 @@
 """How a run comes to its end: finishing, leaving, draining, failing, and who goes when."""
 
-from hubring_common.errors import KINDS, Retryable, RunEnded, ScriptFailed
+from hubring_common.errors import KINDS, Retryable, RunEnded, ScriptFailed, UsageError
+from hubring_common.ids import Session
 from hubring_common.messages import (
     Done,
     Drain,
     End,
+    Finish,
     Leave,
+    MemberDrain,
     MemberState,
     Quiet,
     Role,
     RunState,
     Stop,
 )
+from hubring_coordinator.machine import pooling
 from hubring_coordinator.machine.events import Exit
 from hubring_coordinator.machine.members import Member
 from hubring_coordinator.machine.report import status
@@ -27,15 +31,19 @@ class Lifecycle:
     def __init__(self, state: State, waiting: Waiting) -> None:
         self._state, self._waiting = state, waiting
         self._has_exited = False
+        self._pooled = b""
 
     # --- calls ---
 
-    def finish(self, member: Member) -> Done:
+    def finish(self, member: Member, finish: Finish) -> Done:
+        """Raises SettingsMismatch where its buffers cannot be pooled with the others'."""
+        pooling.require_alike(finish.buffers, self._buffers(), member.name)
+        member.buffers = finish.buffers
         if member.state is not MemberState.FINISHED:
             member.state = MemberState.FINISHED
             self._state.roster.touch(member.session)
             self._state.tasks.release(member.session)
-            self._state.note(f"{member.name} takes no more data")
+            self._state.note("done", member.name, f"{member.name} takes no more data")
         return Done()
 
     def leave(self, member: Member, leave: Leave) -> Done:
@@ -52,6 +60,18 @@ class Lifecycle:
             self._state.end(RunState.FAILED, leave.why, who=who, kind=kind, traceback=text)
         return Done()
 
+    def drain_member(self, drain: MemberDrain) -> Done:
+        """Raises UsageError where no live worker has that name."""
+        workers = {worker.name: worker for worker in self._state.roster.workers}
+        if (worker := workers.get(drain.member)) is None:
+            fact = f"no live worker is named {drain.member!r}; there are {', '.join(workers)}"
+            raise UsageError(fact, todo="name one of these; hubring stop drains them all")
+        if not worker.drains:
+            worker.drains = drain.why or "asked to leave"
+            self._state.roster.touch(worker.session)
+            self._state.note("draining", worker.name, f"{worker.name} leaves: {worker.drains}")
+        return Done()
+
     def stop(self, stop: Stop) -> Done:
         run = self._state.run
         if run.state.is_over or (run.state is RunState.QUIET and not stop.at_once):
@@ -62,7 +82,7 @@ class Lifecycle:
             self._state.end(RunState.STOPPED, stop.why)
         elif run.state is RunState.TRAINING:
             run.state, run.why = RunState.DRAINING, stop.why
-            self._state.note(f"run {run.id} is draining: {stop.why}")
+            self._state.note("draining", "", f"run {run.id} is draining: {stop.why}")
         return Done()
 
     def _keep_results(self, member: Member, leave: Leave) -> None:
@@ -72,7 +92,8 @@ class Lifecycle:
             return
         is_last = state.roster.workers == [member]
         is_writer = run.writer == member.session
-        if is_writer or (run.state in WORKING and is_last and not state.owes_batches):
+        is_end = run.state in WORKING and is_last and not member.drains
+        if is_writer or (is_end and not state.owes_batches):
             run.is_written = True
         ours, theirs = leave.metrics, run.metrics
         run.metrics = {**theirs, **ours} if is_writer else {**ours, **theirs}
@@ -86,6 +107,10 @@ class Lifecycle:
         if member.state is MemberState.JOINING and kind in PERSONAL:
             return self._is_alone(member)
         return not issubclass(KINDS.get(kind, ScriptFailed), (Retryable, RunEnded))
+
+    def _buffers(self) -> dict[Session, bytes]:
+        workers = self._state.roster.workers
+        return {worker.session: worker.buffers for worker in workers if worker.buffers}
 
     def _is_alone(self, member: Member) -> bool:
         bindings = (self._state.model, self._state.data)
@@ -115,8 +140,9 @@ class Lifecycle:
         workers = state.roster.workers
         if workers and all(w.is_done for w in workers) and not state.owes_batches:
             state.run.state = RunState.QUIET
+            self._pooled = pooling.mean(self._buffers())
             state.touch("run")
-            state.note(f"run {state.run.id} is quiet: its weights are final")
+            state.note("quiet", "", f"run {state.run.id} is quiet: its weights are final")
 
     def _complete(self) -> None:
         """All workers left in order."""
@@ -128,6 +154,8 @@ class Lifecycle:
             return
         if run.is_written:
             state.end(RunState.STOPPED if run.drained else RunState.FINISHED, run.why)
+        elif run.drained:
+            state.end(RunState.STOPPED, f"{run.why}; no worker was left to write the model")
         elif run.state is RunState.QUIET:
             fact = f"{self._waiting.stuck()} to write the model"
             state.end(RunState.FAILED, fact, who=self._waiting.last_worker, kind="TimedOut")
@@ -149,10 +177,13 @@ class Lifecycle:
         for worker in self._state.roster.workers:
             if worker.stream is None:
                 continue
-            if run.state is RunState.DRAINING and not worker.told.drain:
+            is_draining = run.state is RunState.DRAINING
+            if (is_draining or worker.drains) and not worker.told.drain:
                 worker.told.drain = True
-                self._state.tell(worker, Drain(run.why))
-            quiet = Quiet(write_model=worker.session == run.writer)
+                alone = not is_draining
+                self._state.tell(worker, Drain(worker.drains or run.why, alone))
+            is_writer = worker.session == run.writer
+            quiet = Quiet(is_writer, self._pooled)
             if run.state is RunState.QUIET and worker.told.quiet != quiet:
                 worker.told.quiet = quiet
                 self._state.tell(worker, quiet)

@@ -1,6 +1,6 @@
 """Members: sessions, names, leases. Who may do what is judged elsewhere."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count
 from typing import Any
@@ -13,6 +13,7 @@ from hubring_common.messages import (
     MemberState,
     MemberStatus,
     Quiet,
+    Recall,
     Role,
     ShardProgress,
     Span,
@@ -22,6 +23,10 @@ from hubring_coordinator.machine.events import Stream
 
 GONE_KEPT = 64
 """Dead and departed members that the status still shows; a restart storm must not grow it."""
+
+
+NAMED = 6
+"""Members that a sentence names; of more it gives the number."""
 
 
 @dataclass(slots=True)
@@ -35,6 +40,7 @@ class MemberFacts:
     pid: int = 0
     slot: int = 0
     endpoints: tuple[str, ...] = ()
+    torch: str = ""
     state: MemberState = MemberState.JOINING
     why: str = ""
     left: bool = False
@@ -42,9 +48,11 @@ class MemberFacts:
     """A worker: its model is the run's."""
     since: View = 0
     """A worker: the first view that has it; 0 while none has."""
+    drains: str = ""
+    """A worker: why it leaves before the others; empty while it does not."""
     asked: Seq = 0
-    granted: Span | None = None
-    """A worker: its last take that got a task, and the task."""
+    granted: tuple[Span, ...] = ()
+    """A worker: its last take that got tasks, and the tasks."""
     installed: bool = False
     """A server: it acknowledged that it holds its shard."""
 
@@ -58,6 +66,10 @@ class Told:
     formed: Formed | None = None
     drain: bool = False
     quiet: Quiet | None = None
+    recall: Recall | None = None
+    """A worker: asked to give batches back, and not answered yet."""
+    bare: tuple[int, int] = (-1, 0)
+    """A worker: the epoch, and how many batches of it it held when it had begun them all."""
     end: bool = False
 
 
@@ -68,6 +80,10 @@ class Member(MemberFacts):
     told: Told = field(default_factory=Told)
     acked: View = 0
     """A server: the highest view that it acknowledged."""
+    buffers: bytes = b""
+    """A worker: those that it finished with."""
+    pace: float = 0.0
+    """A worker: seconds of its work on one batch, lately; 0: not known."""
     worker: WorkerProgress | None = None
     shards: tuple[ShardProgress, ...] = ()
 
@@ -101,29 +117,36 @@ class Member(MemberFacts):
         )
 
 
+def listed(members: Sequence[Member]) -> str:
+    """Such as "worker-0, worker-1 and worker-2"."""
+    names = [member.name for member in members]
+    if len(names) > NAMED:
+        names[NAMED - 1 :] = [f"{len(names) - NAMED + 1} more"]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 class Roster:
-    """Every member that is live, and the last ones that were. `touch` hears a changed session."""
+    """Every member that is live, and the last ones that were. `touched` hears a changed session."""
 
-    def __init__(self, members: Iterable[Member], touch: Callable[[Session], None]) -> None:
+    def __init__(self, members: Iterable[Member], touched: Callable[[Session], None]) -> None:
         self.all = {member.session: member for member in members}
-        self.touch = touch
+        self._touched = touched
         self._streams: dict[Stream, Member] = {}
+        self._sort()
 
-    @property
-    def workers(self) -> list[Member]:
+    def touch(self, session: Session) -> None:
+        """A member changed, came or went. The lists below are read many times an event."""
+        self._touched(session)
+        self._sort()
+
+    def _sort(self) -> None:
+        live = [m for m in self.all.values() if m.is_live]
+        self.workers = [m for m in live if m.role is Role.WORKER]
         """The live ones, by session."""
-        return [m for m in self.all.values() if m.role is Role.WORKER and m.is_live]
-
-    @property
-    def servers(self) -> list[Member]:
+        self.servers = sorted((m for m in live if m.role is Role.SERVER), key=lambda m: m.slot)
         """The live ones, by slot."""
-        live = (m for m in self.all.values() if m.role is Role.SERVER and m.is_live)
-        return sorted(live, key=lambda m: m.slot)
-
-    @property
-    def in_view(self) -> list[Member]:
+        self.in_view = [m for m in self.workers if m.since]
         """The workers that the present view has, by session. The first is chief."""
-        return [m for m in self.workers if m.since]
 
     def on(self, stream: Stream) -> Member | None:
         return self._streams.get(stream)
@@ -131,8 +154,10 @@ class Roster:
     def admit(self, session: Session, hello: Hello) -> Member:
         name = self._free_name() if hello.role is Role.WORKER else f"server-{hello.slot}"
         member = Member(session, hello.role, name, hello.host, hello.pid, hello.slot)
+        member.torch = hello.torch
         self.all[session] = member
-        self._prune()
+        self.touch(session)
+        self.prune()
         return member
 
     def attach(self, member: Member, stream: Stream, now: float) -> Stream | None:
@@ -153,7 +178,8 @@ class Roster:
         taken = {m.name for m in self.workers}
         return next(name for n in count() if (name := f"worker-{n}") not in taken)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Forget the first of those that are gone."""
         gone = [m for m in self.all.values() if not m.is_live and m.stream is None]
         for member in gone[:-GONE_KEPT]:
             del self.all[member.session]
@@ -162,6 +188,9 @@ class Roster:
     def check(self) -> None:
         names = [m.name for m in (*self.workers, *self.servers)]
         assert len(names) == len(set(names)), "two live members share a name"
+        listed = self.workers, self.servers, self.in_view
+        self._sort()
+        assert listed == (self.workers, self.servers, self.in_view), "a change was not touched"
         assert list(self.all) == sorted(self.all), "members are kept by session"
         for stream, member in self._streams.items():
             assert member.stream == stream, "a stream leads to a member that left it"

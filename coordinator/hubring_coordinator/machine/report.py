@@ -1,7 +1,9 @@
 """The run as the status call, the page and the summary show it."""
 
 from hubring_common.messages import ShardProgress, ShardStatus, Status
+from hubring_coordinator.machine.ledger import verdict
 from hubring_coordinator.machine.state import VACANT, State
+from hubring_coordinator.machine.stopping import facts
 from hubring_coordinator.machine.waiting import Waiting
 
 
@@ -23,7 +25,25 @@ def status(state: State, waiting: Waiting) -> Status:
         state.tasks.status(),
         run.metrics,
         run.model,
+        tuple(state.chronicle.events.values()),
+        tuple(evaluation.status() for evaluation in state.evaluations.all.values()),
+        state.rules.goals(facts(state)),
+        set_aside=state.tasks.set_aside(),
+        ledger=_ledger(state),
+        boot=state.boot,
+        epochs_done=state.tasks.done,
     )
+
+
+def _ledger(state: State) -> str:
+    """The end's check. A shard's own count holds once its server spoke after the end."""
+    if not state.run.state.is_over or not state.tasks.epochs:
+        return ""
+    if state.data is not None and "shards" in state.data.settings:
+        return verdict(state.tasks.begun(), (), "shards")  # the servers count its batches
+    servers = [s for s in state.placed if s.heard > state.ended]
+    kept = [progress.batches for server in servers for progress in server.shards]
+    return verdict(state.tasks.begun(), kept)
 
 
 def _shard(state: State, shard: int) -> ShardStatus:

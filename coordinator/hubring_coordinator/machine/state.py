@@ -3,7 +3,7 @@
 Every change of a durable fact is followed by `touch`; `flush` then makes the rows.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,14 @@ from hubring_common.ids import Lsn, Session, View
 from hubring_common.layout import ModelSpec
 from hubring_common.messages import MemberState, Role, RunState
 from hubring_common.timing import Timing
+from hubring_coordinator.machine.chronicle import Chronicle
+from hubring_coordinator.machine.epoch import Epoch
+from hubring_coordinator.machine.evaluation import Evaluations
 from hubring_coordinator.machine.events import Close, Effect, Note, Order, Put, Send
+from hubring_coordinator.machine.ledger import Book
 from hubring_coordinator.machine.members import Member, Roster
-from hubring_coordinator.machine.tasks import Epoch, Tasks
+from hubring_coordinator.machine.stopping import Rules
+from hubring_coordinator.machine.tasks import Tasks
 
 VACANT: Session = 0
 """In a place: no server holds this shard."""
@@ -60,6 +65,8 @@ class RunFacts:
     """Who was asked to write the model; 0: nobody yet, or it died."""
     is_written: bool = False
     """The writer left in order; the weights on the servers are needed no more."""
+    steps: int = 0
+    """Pushes that counted."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     model: str = ""
     elapsed: float = 0.0
@@ -94,13 +101,18 @@ class State:
         for row in rows:
             found.setdefault(row.kind, {})[row.key] = row.value
         self._load(found)
+        self._makers = self._row_makers()
         self.started = now - self.run.elapsed
         self.ended = now
         self.removed_in: View = self.run.view
         """The view in which a worker was last taken out."""
 
     def _load(self, found: Mapping[str, Mapping[str, Any]]) -> None:
-        self.next_session: Session = found.get("counter", {}).get("sessions", 1)
+        counters = found.get("counter", {})
+        self.next_session: Session = counters.get("sessions", 1)
+        self.boot: int = counters.get("boot", 0) + 1
+        self.touch("counter", "boot")
+        self.chronicle = Chronicle(found.get("event", {}), lambda n: self.touch("event", n))
         if "run" in found:
             self.run = plain.load(RunFacts, found["run"][""])
         else:
@@ -117,6 +129,9 @@ class State:
             member.heard = self.now  # one lease of grace
         epochs = (Epoch.from_row(int(key), row) for key, row in found.get("epoch", {}).items())
         self.tasks = Tasks(epochs, lambda number: self.touch("epoch", number))
+        self.rules = Rules(found.get("rules", {}).get(""))
+        self.evaluations = Evaluations(found, self.touch)
+        self.book = Book(found.get("ledger", {}), lambda place: self.touch("ledger", place))
 
     # --- durable rows ---
 
@@ -134,27 +149,34 @@ class State:
 
     def rows(self) -> dict[tuple[str, str], Any]:
         """Every durable row as it should stand in the store."""
-        keys = [("run", ""), ("counter", "sessions"), ("model", ""), ("data", "")]
+        keys = [("run", ""), ("model", ""), ("data", ""), ("rules", "")]
+        keys += self.evaluations.keys()
+        keys += [("counter", "sessions"), ("counter", "boot")]
+        keys += [("event", str(number)) for number in self.chronicle.events]
         keys += [("member", str(session)) for session in self.roster.all]
         keys += [("epoch", str(number)) for number in self.tasks.epochs]
+        keys += [("ledger", str(place)) for place in self.book.places()]
         rows = {key: self._row(*key) for key in keys}
         return {key: row for key, row in rows.items() if row is not None}
 
     def _row(self, kind: str, key: str) -> Any:
-        match kind:
-            case "run":
-                return plain.dump(self.run)
-            case "counter":
-                return self.next_session
-            case "model":
-                return self.model and plain.dump(self.model)
-            case "data":
-                return self.data and plain.dump(self.data)
-            case "member":
-                member = self.roster.all.get(int(key))
-                return member and member.row()
-            case _:
-                return self.tasks.epochs[int(key)].row()
+        """What is durable under (kind, key) now; None: nothing."""
+        return self._makers[kind](key)
+
+    def _row_makers(self) -> dict[str, Callable[[str], Any]]:
+        return {
+            "run": lambda _: plain.dump(self.run),
+            "counter": lambda key: self.boot if key == "boot" else self.next_session,
+            "model": lambda _: self.model and plain.dump(self.model),
+            "data": lambda _: self.data and plain.dump(self.data),
+            "member": lambda key: (found := self.roster.all.get(int(key))) and found.row(),
+            "event": lambda key: self.chronicle.row(int(key)),
+            "epoch": lambda key: self.tasks.epochs[int(key)].row(),
+            "ledger": self.book.row,
+            "rules": lambda _: self.rules.row() if self.rules.by else None,
+            "evaluation": lambda key: self.evaluations.all[int(key)].row(),
+            "measured": self.evaluations.measured_row,
+        }
 
     # --- effects ---
 
@@ -167,8 +189,10 @@ class State:
             self.effects.append(Close(member.stream, error))
             self.roster.detach(member)
 
-    def note(self, text: str) -> None:
+    def note(self, kind: str, who: str, text: str) -> None:
+        """A line for the log, and an event for whoever looks."""
         self.effects.append(Note(text))
+        self.chronicle.add(self.elapsed, kind, who, text)
 
     # --- questions ---
 
@@ -214,11 +238,13 @@ class State:
 
     def depart(self, member: Member, why: str = "") -> None:
         """A member leaves in order."""
+        if member.drains:
+            self.tasks.lose(member.session, member.name, in_order=True)
         self.tasks.release(member.session)
         member.left, member.why = True, why
         member.state = MemberState.FINISHED
         self._remove(member)
-        self.note(f"{member.name} left")
+        self.note("left", member.name, f"{member.name} left" + (f": {why}" if why else ""))
 
     def bury(self, member: Member, why: str) -> None:
         """A member is dead: its batches are lost, and so are the weights that it held."""
@@ -228,7 +254,7 @@ class State:
         member.state, member.why = MemberState.DEAD, why
         self._remove(member)
         with_it = f"; {lost} batches were lost with it" if lost else ""
-        self.note(f"{member.name} is dead: {why}{with_it}")
+        self.note("died", member.name, f"{member.name} is dead: {why}{with_it}")
         if member.role is Role.SERVER:
             self._lose_shard(member, why)
 
@@ -248,10 +274,12 @@ class State:
         run.state, run.why, run.who, run.kind, run.traceback = state, why, who, kind, traceback
         self.ended = self.now
         self.touch("run")
-        self.note(f"run {run.id} is {state.name.lower()}" + (f": {why}" if why else ""))
+        outcome = state.name.lower()
+        self.note(outcome, who, f"run {run.id} is {outcome}" + (f": {why}" if why else ""))
 
     def _remove(self, member: Member) -> None:
         self.roster.touch(member.session)
+        self.roster.prune()
         if member.since:
             self.removed_in = self.change_view()
         if member.session == self.run.writer and not self.run.is_written:

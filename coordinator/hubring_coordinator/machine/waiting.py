@@ -1,22 +1,16 @@
 """What the run waits for, in words, and since when. Every wait of a run has a name."""
 
-from collections.abc import Sequence
-
 from hubring_common.messages import Role, RunState
-from hubring_coordinator.machine.members import Member
+from hubring_coordinator.machine.evaluating import Evaluating
+from hubring_coordinator.machine.members import listed
 from hubring_coordinator.machine.state import State
-
-
-def listed(members: Sequence[Member]) -> str:
-    names = [member.name for member in members]
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 class Waiting:
     """`watch` it after every event; `since` is when the wait began, or last saw progress."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, evaluating: Evaluating) -> None:
+        self._state, self._evaluating = state, evaluating
         self._farthest = self._stage()
         self.subject = ""
         self.since = state.now
@@ -104,7 +98,10 @@ class Waiting:
         return f"{state.chief.name} to send the first weights"
 
     def _busy_subject(self) -> str:
-        """Who keeps the others, or the drain, waiting."""
+        """Who keeps the others, an evaluation, or the drain, waiting."""
+        number, missing = self._evaluating.awaited()
+        if missing:
+            return f"{listed(missing)} to come to evaluation {number}"
         workers, run = self._state.roster.workers, self._state.run
         busy = [worker for worker in workers if not worker.is_done]
         is_awaited = run.state is RunState.DRAINING or len(busy) < len(workers)
