@@ -20,6 +20,7 @@ class TaskPool:
         self.leased: dict[BatchKey, str] = {}
         self.returned: deque[BatchKey] = deque()
         self.granted: dict[int, int] = {}  # of each epoch, batches granted so far
+        self.done: list[BatchKey] = []
 
     def worker(self, name: str = "w0") -> "LocalTasks":
         return LocalTasks(self, name)
@@ -49,6 +50,13 @@ class TaskPool:
         for key in keys:
             assert self.leased.pop(key) == name, f"{name} gives back what it does not hold: {key}"
             self.returned.append(key)
+
+    def finish(self, name: str, keys: Iterable[BatchKey]) -> None:
+        """They were trained; those that the worker does not hold are nobody's matter."""
+        mine = sorted(self.held_by(name) & set(keys))
+        self.done += mine
+        for key in mine:
+            del self.leased[key]
 
     def _oldest_returned(self, epoch: int) -> Span | None:
         due = [key for key in self.returned if key.epoch <= epoch]

@@ -18,8 +18,7 @@ from worker.noisy import Noisy, collate_with_noise
 
 from hubring_common.errors import UsageError
 from hubring_common.ids import BatchKey
-from hubring_common.messages import Span
-from hubring_worker.leasing import spans_of
+from hubring_common.messages import Span, spans_of
 from hubring_worker.seeding import kept_generators, mix, seed_generators
 
 

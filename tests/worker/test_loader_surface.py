@@ -43,7 +43,11 @@ def test_it_is_a_dataloader_and_says_what_an_epoch_is():
         "drop_last": "False",
         "samples": "22",
         "seed": "7",
+        "even": "False",
+        "sealed": "no",
+        "content": pool.settings["content"],
     }
+    assert len(pool.settings["content"]) == 16
 
 
 def test_a_worker_with_other_data_is_refused():
@@ -160,13 +164,24 @@ SAMPLER = RandomSampler(DATA)
 @pytest.mark.parametrize(
     ("options", "fact", "todo"),
     [
-        ({"dataset": Stream()}, "Stream is an IterableDataset, .* not yet", "__getitem__"),
+        ({"dataset": Stream()}, "Stream is an IterableDataset; .* shards", "make, shards="),
+        ({"dataset": Stream(), "shards": [1]}, "Stream must be called", "__call__"),
+        ({"dataset": Stream, "shards": []}, "shards is empty", "path"),
+        ({"dataset": Stream, "shards": 3}, "shards=int is not a list", "sorted"),
+        ({"dataset": Stream, "shards": "ab"}, "shards=str is not a list", "sorted"),
+        ({"dataset": Stream, "shards": {"a"}}, "shards=set is not a list", "sorted"),
+        ({"dataset": Stream, "shards": {"a": 1}}, "shards=dict is not a list", "sorted"),
+        ({"dataset": Stream, "shards": [1], "even": True}, "even=True needs", "number of steps"),
+        ({"dataset": Stream, "shards": [1], "sampler": [0]}, "a sampler picks", "make"),
+        ({"dataset": Stream, "shards": [1], "batch_size": 0}, "batch_size=0", "such as 64"),
         ({"dataset": Unsized()}, "Unsized lacks __len__", "map-style"),
         ({"dataset": []}, "list is empty", "filters"),
         ({"sampler": SPLIT}, "DistributedSampler would split", "shuffle=True"),
         ({"batch_sampler": BatchSampler(SPLIT, 2, drop_last=False)}, "would split", "shuffle"),
-        ({"sampler": SAMPLER}, "sampler=RandomSampler is not yet", "shuffle"),
-        ({"batch_sampler": BatchSampler(SAMPLER, 2, False)}, "batch_sampler=BatchS", "batch_size"),
+        ({"sampler": SAMPLER, "shuffle": True}, "both set the order", "one of the two"),
+        ({"batch_sampler": [[0]], "batch_size": 2}, "says already", "batch_size"),
+        ({"batch_sampler": [[0]], "drop_last": True}, "says already", "drop_last"),
+        ({"batch_sampler": [[0]], "sampler": [0]}, "says already", "sampler"),
         ({"in_order": False}, "in_order=False", "Leave in_order out"),
         ({"generator": torch.Generator()}, "generator= cannot set the order", "another seed"),
         ({"batch_size": 0}, "batch_size=0 is not a positive int", "such as 64"),

@@ -1,6 +1,6 @@
 """What the parts of a worker ask of one another."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -49,4 +49,15 @@ class Drawn(Protocol):
 
     def take_delivered(self) -> tuple[tuple[BatchKey, ...], int]:
         """The keys of the batches handed out since the last call, and their samples."""
+        ...
+
+    def leases_of(
+        self, done: Collection[BatchKey], returned: Collection[BatchKey]
+    ) -> tuple[Collection[BatchKey], Collection[BatchKey]]:
+        """The leases that (are done, go back) now that every shard of the hub has the batches
+        `done`, and that `returned` are to be trained again.
+
+        For data in shards a lease is a whole shard of it; else it is the batch itself. Asked with
+        nothing it tells of what was not known to be at an end when its last batch was settled.
+        """
         ...

@@ -1,95 +1,84 @@
-"""Which batches a loader draws: an epoch's order, and the batch sampler that leases from it.
+"""Which batches a loader draws: the batch sampler that leases from the coordinator.
 
 A leased batch is undrawn, then drawn (its indices went to the DataLoader, which may read ahead),
 then delivered to the user's loop. Only delivered ones count as trained; the others can be given
-back. Reading samples is `seeding`'s and torch's, the user's surface is `loader`'s.
+back. What a batch holds is told in `orders`, reading samples is `seeding`'s and torch's, the
+user's surface is `loader`'s, and data that comes in shards is leased in `sharding`.
 """
 
+import sys
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from typing import Any, Generic, TypeVar
 
-import torch
 from torch.utils.data import Sampler
 
 from hubring_common.errors import UsageError
 from hubring_common.ids import BatchKey
 from hubring_common.messages import Span, spans_of
 from hubring_worker.contracts import DataTasks
-from hubring_worker.seeding import Keyed, mix
+from hubring_worker.orders import Order
+from hubring_worker.seeding import Keyed
+
+NOTHING = object()
+"""An answer of torch's that brings no batch."""
+REACH = 1024
+"""Data epochs that one even pass looks through for batches; beyond, the run has none left."""
 
 
-class Order:
-    """The order of the samples in each epoch: a pure function of seed and epoch.
-
-    A batch is a range of it, so whoever trains a batch gets the same samples.
-    """
-
-    def __init__(
-        self, samples: int, batch_size: int, *, shuffle: bool, drop_last: bool, seed: int
-    ) -> None:
-        self.samples, self.batch_size = samples, batch_size
-        self.shuffle, self.drop_last, self.seed = shuffle, drop_last, seed
-        # Two: this epoch's, and an earlier one's that lost a worker. 8 bytes a sample each.
-        self._shuffled = lru_cache(maxsize=2)(self._shuffle)
-
-    @property
-    def batches(self) -> int:
-        whole, rest = divmod(self.samples, self.batch_size)
-        return whole + (rest > 0 and not self.drop_last)
-
-    def settings(self) -> dict[str, str]:
-        """What all workers must agree on, as the run's record of the data shows it."""
-        names = ("batch_size", "shuffle", "drop_last", "samples", "seed")
-        return {name: str(getattr(self, name)) for name in names}
-
-    def batch(self, key: BatchKey) -> Keyed:
-        first = key.batch * self.batch_size
-        end = min(first + self.batch_size, self.samples)
-        indices = (
-            self._shuffled(key.epoch)[first:end].tolist() if self.shuffle else range(first, end)
-        )
-        return Keyed(indices, key, mix(self.seed, *key))
-
-    def _shuffle(self, epoch: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        return torch.randperm(self.samples, generator=generator)
-
-
-@dataclass(slots=True)
 class Pass:
-    """One iteration of the loader: what it holds and has not delivered, in order of delivery."""
+    """One iteration of the loader: what it holds and has not delivered."""
 
-    epoch: int
-    drawn: deque[Keyed] = field(default_factory=deque)
-    undrawn: deque[BatchKey] = field(default_factory=deque)
-    is_claimed: bool = False
+    is_claimed = False
 
     def undelivered(self) -> tuple[Span, ...]:
-        return spans_of([*(batch.key for batch in self.drawn), *self.undrawn])
+        raise NotImplementedError
 
 
-class Leased(Sampler[Keyed]):
-    """The DataLoader's batch sampler, iterated in the training process."""
+P = TypeVar("P", bound=Pass)
 
-    def __init__(self, tasks: DataTasks, order: Order, workers_hint: Callable[[], int]) -> None:
-        self._tasks, self._order, self._workers_hint = tasks, order, workers_hint
-        self._pass: Pass | None = None
-        self._frozen_len: int | None = None
-        # As torch's BatchSampler has them; frameworks look here.
-        self.batch_size, self.drop_last = order.batch_size, order.drop_last
 
-    def begin(self, epoch: int) -> Pass | None:
+class Feed(Sampler[Any], ABC, Generic[P]):
+    """What torch asks what to read next, in the training process, and the loader what came.
+
+    `batch_size` and `drop_last` as torch's BatchSampler has them; frameworks look here.
+    """
+
+    batch_size: int | None
+    drop_last: bool
+
+    def __init__(self, tasks: DataTasks) -> None:
+        self._tasks = tasks
+        self._pass: P | None = None
+        self._delivered: list[tuple[BatchKey, int]] = []
+
+    def begin(self, epoch: int) -> P | None:
         """Lease the first task of a pass; None: no batch is left of this epoch.
 
         What an earlier pass holds undelivered goes back first.
         """
         self.give_back()
-        self._frozen_len = self._share()
-        begun = Pass(epoch)
-        self._pass = begun if self._lease(begun) else None
+        self._pass = self._begin(epoch)
         return self._pass
+
+    @abstractmethod
+    def _begin(self, epoch: int) -> P | None: ...
+
+    @abstractmethod
+    def received(self, under_way: P, answer: Any) -> Any:
+        """The batch that torch's next answer brings, counted as delivered; or NOTHING."""
+
+    def leases_of(
+        self, done: Collection[BatchKey], returned: Collection[BatchKey]
+    ) -> tuple[Collection[BatchKey], Collection[BatchKey]]:
+        """As `Drawn` says: here a batch is what is leased."""
+        return done, returned
+
+    def take_delivered(self) -> tuple[tuple[BatchKey, ...], int]:
+        batches, self._delivered = self._delivered, []
+        return tuple(key for key, _ in batches), sum(samples for _, samples in batches)
 
     def give_back(self) -> None:
         """End the pass that is under way and return what it has not delivered."""
@@ -97,7 +86,7 @@ class Leased(Sampler[Keyed]):
             self._tasks.give_back(spans)
         self._pass = None
 
-    def expect(self, under_way: Pass) -> None:
+    def expect(self, under_way: P) -> None:
         """Raises UsageError where `under_way` was ended by `begin` or `give_back`."""
         if self._pass is not under_way:
             raise UsageError(
@@ -105,18 +94,7 @@ class Leased(Sampler[Keyed]):
                 todo="Finish one iteration before the next, or make a second loader",
             )
 
-    def __iter__(self) -> Iterator[Keyed]:
-        under_way = self._claim()
-        while under_way.undrawn or self._lease(under_way):
-            batch = self._order.batch(under_way.undrawn.popleft())
-            under_way.drawn.append(batch)
-            yield batch
-
-    def __len__(self) -> int:
-        """A worker's share of an epoch's batches, as it was when the pass began."""
-        return self._share() if self._frozen_len is None else self._frozen_len
-
-    def _claim(self) -> Pass:
+    def _claim(self) -> P:
         """The pass to draw from: once, at the first draw; torch makes iterators it never uses."""
         if self._pass is None or self._pass.is_claimed:
             raise UsageError(
@@ -126,12 +104,101 @@ class Leased(Sampler[Keyed]):
         self._pass.is_claimed = True
         return self._pass
 
-    def _lease(self, under_way: Pass) -> bool:
-        span = self._tasks.take(under_way.epoch)
-        if span is None:
-            return False
+
+@dataclass(slots=True)
+class BatchPass(Pass):
+    """`room`: batches that it may still draw. `reach`: later epochs that it may go on to."""
+
+    epoch: int
+    room: int = sys.maxsize
+    reach: int = 0
+    drawn: deque[Keyed] = field(default_factory=deque)
+    undrawn: deque[BatchKey] = field(default_factory=deque)
+    is_claimed: bool = False
+
+    def undelivered(self) -> tuple[Span, ...]:
+        return spans_of([*(batch.key for batch in self.drawn), *self.undrawn])
+
+
+class Leased(Feed[BatchPass]):
+    """Batches of a map-style data set, in the DataLoader's order of delivery."""
+
+    def __init__(self, tasks: DataTasks, order: Order, workers_hint: Callable[[], int]) -> None:
+        super().__init__(tasks)
+        self._order, self._workers_hint = order, workers_hint
+        self._frozen_len: int | None = None
+        self.batch_size, self.drop_last = order.batch_size, order.drop_last
+
+    def _begin(self, epoch: int) -> BatchPass | None:
+        self._frozen_len = self._share()
+        begun = BatchPass(epoch)
+        return begun if self._lease(begun) else None
+
+    def __iter__(self) -> Iterator[Keyed]:
+        under_way = self._claim()
+        while under_way.room and (under_way.undrawn or self._lease(under_way)):
+            under_way.room -= 1
+            batch = self._order.batch(under_way.undrawn.popleft())
+            under_way.drawn.append(batch)
+            yield batch
+
+    def received(self, under_way: BatchPass, answer: Any) -> Any:
+        """Pairs batches with keys by order alone: torch keeps it, as in_order is True."""
+        batch = under_way.drawn.popleft()
+        self._delivered.append((batch.key, len(batch)))
+        return answer
+
+    def __len__(self) -> int:
+        """A worker's share of an epoch's batches, as it was when the pass began."""
+        return self._share() if self._frozen_len is None else self._frozen_len
+
+    def _lease(self, under_way: BatchPass) -> bool:
+        while (span := self._tasks.take(under_way.epoch)) is None:
+            if not under_way.reach:
+                return False
+            under_way.epoch, under_way.reach = under_way.epoch + 1, under_way.reach - 1
+        self._order.check(span.epoch)
         under_way.undrawn.extend(span.keys())
         return True
 
     def _share(self) -> int:
-        return -(-self._order.batches // max(1, self._workers_hint()))
+        return -(-self._order.batches // self._workers())
+
+    def _workers(self) -> int:
+        return max(1, self._workers_hint())
+
+
+class EvenlyLeased(Leased):
+    """Passes of one length, for those who count on len(): exactly so many batches each.
+
+    The data epochs follow one another as one stream; a pass takes its batches from where the
+    workers have got to, be that in an earlier or in the next epoch. So no worker waits for
+    another, and none comes out short. The price: with W workers a pass takes W * len batches of
+    an epoch's B, so that the epochs of the data fall behind the passes by B mod W batches each;
+    that many of the last epoch stay untrained. With fewer batches than workers it is the other
+    way round.
+    """
+
+    _next = -1
+    """The epoch where the next pass begins; -1: none has begun."""
+
+    def __init__(self, tasks: DataTasks, order: Order, workers_hint: Callable[[], int]) -> None:
+        super().__init__(tasks, order, workers_hint)
+        # Now: a worker hears first of all how many are expected, later only how many are there.
+        self._len = max(1, order.batches // self._workers())
+
+    def _begin(self, epoch: int) -> BatchPass | None:
+        start = epoch if self._next < 0 else self._next
+        begun = BatchPass(start, room=len(self), reach=REACH)
+        return begun if self._lease(begun) else None
+
+    def __len__(self) -> int:
+        """A worker's whole share of an epoch, as it was at first: it is believed."""
+        return self._len
+
+    def give_back(self) -> None:
+        """What goes back is of epochs that the others may have left behind: begin there."""
+        if self._pass is not None:
+            back = [span.epoch for span in self._pass.undelivered()]
+            self._next = min([self._pass.epoch, *back])
+        super().give_back()

@@ -1,39 +1,58 @@
 """The leased loader: torch's DataLoader, with batches that come from the coordinator.
 
-What the user sees, and what is refused. Leases and order are `leasing`'s, seeds `seeding`'s.
+What the user sees; what is refused is told in `demands`. Leases are `leasing`'s, for shards
+`sharding`'s, orders `orders`', seeds `seeding`'s.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
+from os import PathLike
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, default_collate
 
-from hubring_common.errors import UsageError
+from hubring_common.errors import SettingsMismatch, UsageError
 from hubring_common.ids import BatchKey
 from hubring_worker.contracts import DataTasks
-from hubring_worker.leasing import Leased, Order, Pass
-from hubring_worker.seeding import Keyed, SeededDataset, kept_generators, mix
+from hubring_worker.demands import Demand, held_options, list_of_shards
+from hubring_worker.leasing import NOTHING, EvenlyLeased, Feed, Leased
+from hubring_worker.orders import Order, RangeOrder, SampledOrder
+from hubring_worker.sampling import HANDFUL, content_digest
+from hubring_worker.sealed import require_sealed
+from hubring_worker.seeding import SeededDataset, kept_generators, mix
+from hubring_worker.sharding import LeasedShards, ShardOrder
+from hubring_worker.streams import CollateRead, ShardReader
 
 END = object()
 
 
 class HubLoader(DataLoader[Any]):
-    """A DataLoader over a map-style data set that yields the batches leased to this worker.
+    """A DataLoader that yields the batches leased to this worker.
 
     Over all workers, each sample comes once an epoch. The i-th iteration is epoch i, unless
     `set_epoch` says otherwise; it may also yield batches of an earlier epoch whose worker died,
     and is empty where the epoch is done already. A batch holds the same samples and the same
     random augmentation whoever draws it; the process's own generators are left alone.
 
+    `dataset` is map-style; or, with `shards` (a list, the same on all workers), a function
+    make(shard) that gives a shard's samples, the same in the same order each time. Then the
+    batches are made inside a shard, `shuffle` and `drop_last` are of shards and of each shard's
+    last batch, and len() is not known.
+
+    `sampler`, `batch_sampler`: of your own; see `SampledOrder` for what they may depend on.
+    `even`: exactly len() batches an iteration; see `EvenlyLeased` for the price.
+    `digest`: what the data is, in a word of yours; by default that of a handful of samples, or
+    of the list of shards; False: nothing. `sealed`: a folder whose files must be as they were
+    when `hubring data seal` was run on it.
+
     `dataloader_options` are torch's: num_workers, collate_fn, pin_memory, prefetch_factor, ...
     `workers_hint` is the number of workers in the run now, this one included. Leaving a loop
     early is fine: the next iteration, or `give_back`, returns the batches read ahead. After an
     error in the data set the iteration is over, and the batch at fault goes back too.
 
-    Raises UsageError where an argument cannot be held, SettingsMismatch where the run has other
-    data; iterating raises what DataTasks raises.
+    Raises UsageError where an argument cannot be held or a sealed file was changed,
+    SettingsMismatch where the run has other data; iterating raises what DataTasks raises.
     """
 
     # Accelerate's prepare() would build a plain DataLoader of our parts, and deliveries would
@@ -50,127 +69,132 @@ class HubLoader(DataLoader[Any]):
         batch_size: int = 1,
         shuffle: bool | None = False,
         drop_last: bool = False,
+        sampler: Any = None,
+        batch_sampler: Any = None,
+        shards: Any = None,
+        even: bool = False,
+        digest: str | bool | None = None,
+        sealed: str | PathLike[str] | None = None,
         **dataloader_options: Any,
     ) -> None:
-        options = _held_options(dataloader_options)
-        _check_batch_size(batch_size)
-        order = Order(
-            _length(dataset), batch_size, shuffle=bool(shuffle), drop_last=drop_last, seed=seed
-        )
-        _check_batches(order)
-        self._leased = Leased(tasks, order, workers_hint)
-        self._delivered: list[Keyed] = []
+        options = held_options(dataloader_options)
+        demand = Demand(batch_size, bool(shuffle), drop_last, sampler, batch_sampler, shards, even)
+        demand.check(dataset)
+        settings = {"sealed": "no" if sealed is None else require_sealed(sealed)}
+        order: Order | ShardOrder
+        if shards is None:
+            order = _order(dataset, demand, seed)
+            self._feed: Feed[Any] = (EvenlyLeased if even else Leased)(tasks, order, workers_hint)
+            read: Any = SeededDataset(dataset)
+            settings |= {"samples": str(len(dataset)), "even": str(even)} | order.settings()
+            settings["content"] = _content(dataset, order, digest, options)
+        else:
+            order = ShardOrder(list_of_shards(shards), shuffle=demand.shuffle, seed=seed)
+            read = _reader(dataset, order, demand)
+            self._feed = LeasedShards(tasks, order, read, options.get("num_workers", 0))
+            settings |= order.settings() | _stream_settings(demand, digest)
+            options["collate_fn"] = CollateRead(options.get("collate_fn") or default_collate)
         self._next_epoch = 0
         super().__init__(
-            SeededDataset(dataset),
-            batch_sampler=self._leased,
+            read,
+            batch_sampler=self._feed,
             generator=torch.Generator().manual_seed(mix(seed)),
             **options,
         )
         # torch forgets both when it is given a batch sampler, and then forbids assignment.
-        vars(self).update(batch_size=batch_size, drop_last=drop_last)
-        tasks.declare(order.settings(), order.batches)
+        vars(self).update(batch_size=self._feed.batch_size, drop_last=self._feed.drop_last)
+        _declare(tasks, settings, order.batches)
 
     def set_epoch(self, epoch: int) -> None:
-        """The next iteration is this epoch, counted from 0; those after it count on."""
+        """The next iteration is this epoch, counted from 0; those after it count on.
+
+        With `even` the first iteration only: those after it go on where it ended.
+        """
         if epoch < 0:
             raise UsageError(f"epoch {epoch} is below 0", todo="Count epochs from 0")
         self._next_epoch = epoch
 
     def take_delivered(self) -> tuple[tuple[BatchKey, ...], int]:
         """The keys of the batches handed out since the last call, and their samples."""
-        batches, self._delivered = self._delivered, []
-        return tuple(batch.key for batch in batches), sum(map(len, batches))
+        return self._feed.take_delivered()
+
+    def leases_of(
+        self, done: Collection[BatchKey], returned: Collection[BatchKey]
+    ) -> tuple[Collection[BatchKey], Collection[BatchKey]]:
+        """What was leased, of batches that every server has, and of those to train again."""
+        return self._feed.leases_of(done, returned)
 
     def give_back(self) -> None:
         """End the iteration under way; batches read ahead, but not handed out, go back."""
-        self._leased.give_back()
+        self._feed.give_back()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        under_way = self._leased.begin(self._next_epoch)
+        under_way = self._feed.begin(self._next_epoch)
         self._next_epoch += 1
         if under_way is None:
             # A joiner passes over many finished epochs: start no processes for them.
             return iter(())
         return self._deliver(under_way, super().__iter__())
 
-    def _deliver(self, under_way: Pass, batches: Iterator[Any]) -> Iterator[Any]:
-        """Pairs batches with keys by order alone: torch keeps it, as in_order is True."""
-        while (batch := self._read(under_way, batches)) is not END:
-            self._delivered.append(under_way.drawn.popleft())
-            yield batch
+    def _deliver(self, under_way: Any, answers: Iterator[Any]) -> Iterator[Any]:
+        while (answer := self._read(under_way, answers)) is not END:
+            if (batch := self._feed.received(under_way, answer)) is not NOTHING:
+                yield batch
 
-    def _read(self, under_way: Pass, batches: Iterator[Any]) -> Any:
-        self._leased.expect(under_way)
+    def _read(self, under_way: Any, answers: Iterator[Any]) -> Any:
+        self._feed.expect(under_way)
         # Without processes of its own it seeds the generators of this one, collate_fn included.
         with nullcontext() if self.num_workers else kept_generators():
-            return next(batches, END)
+            return next(answers, END)
 
 
-def _held_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that torch gets. Raises UsageError for those that a lease cannot hold."""
-    held = dict(options)
-    _check_samplers(held.pop("sampler", None), held.pop("batch_sampler", None))
-    if held.pop("generator", None) is not None:
+def _order(dataset: Any, demand: Demand, seed: int) -> Order:
+    """Raises UsageError where it has no batch."""
+    if demand.batch_sampler is not None:
+        return SampledOrder(demand.batch_sampler, batch_size=None, drop_last=False, seed=seed)
+    size, drop_last = demand.batch_size, demand.drop_last
+    if demand.sampler is not None:
+        return SampledOrder(demand.sampler, batch_size=size, drop_last=drop_last, seed=seed)
+    samples = len(dataset)
+    if drop_last and samples < size:
         raise UsageError(
-            "generator= cannot set the order: all workers take it from the run's seed",
-            todo="Leave generator out, and give the run another seed",
-        )
-    if not held.get("in_order", True):
-        raise UsageError(
-            "in_order=False would mix up which batch was trained",
-            todo="Leave in_order out",
-        )
-    return held
-
-
-def _check_samplers(sampler: Any, batch_sampler: Any) -> None:
-    inner = batch_sampler.sampler if isinstance(batch_sampler, BatchSampler) else sampler
-    if isinstance(inner, DistributedSampler):
-        raise UsageError(
-            f"{type(inner).__name__} would split the data a second time: the run leases each "
-            "batch to one worker",
-            todo="Leave it out; give shuffle=True for a new order each epoch",
-        )
-    for name, given in (("sampler", sampler), ("batch_sampler", batch_sampler)):
-        if given is not None:
-            raise UsageError(
-                f"{name}={type(given).__name__} is not yet supported",
-                todo="Give batch_size, shuffle and drop_last instead",
-            )
-
-
-def _length(dataset: Any) -> int:
-    name = type(dataset).__name__
-    if isinstance(dataset, IterableDataset):
-        raise UsageError(
-            f"{name} is an IterableDataset, which is not yet supported",
-            todo="Give a map-style data set: one with __len__ and __getitem__",
-        )
-    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-        raise UsageError(
-            f"{name} lacks __len__ or __getitem__",
-            todo="Give a map-style data set: one with both",
-        )
-    if not (samples := len(dataset)):
-        raise UsageError(
-            f"the data set {name} is empty", todo="Look at the path and the filters it is read with"
-        )
-    return samples
-
-
-def _check_batch_size(batch_size: Any) -> None:
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise UsageError(
-            f"batch_size={batch_size!r} is not a positive int",
-            todo="Give the number of samples a worker takes at a time, such as 64",
-        )
-
-
-def _check_batches(order: Order) -> None:
-    if not order.batches:
-        raise UsageError(
-            f"drop_last=True leaves no batch: {order.samples} samples, batch_size "
-            f"{order.batch_size}",
+            f"drop_last=True leaves no batch: {samples} samples, batch_size {size}",
             todo="Leave drop_last out, or give a smaller batch_size",
         )
+    return RangeOrder(samples, size, shuffle=demand.shuffle, drop_last=drop_last, seed=seed)
+
+
+def _reader(make: Any, order: ShardOrder, demand: Demand) -> ShardReader:
+    return ShardReader(
+        make,
+        order.shards,
+        batch_size=demand.batch_size,
+        drop_last=demand.drop_last,
+        seed=order.seed,
+    )
+
+
+def _content(
+    dataset: Any, order: Order, digest: str | bool | None, options: Mapping[str, Any]
+) -> str:
+    if digest is None or digest is True:
+        return content_digest(dataset, order.handful(HANDFUL), options)
+    return digest or "not looked at"
+
+
+def _stream_settings(demand: Demand, digest: str | bool | None) -> dict[str, str]:
+    own = digest is not None and digest is not True
+    told = {"content": str(digest or "not looked at")} if own else {}
+    return {"batch_size": str(demand.batch_size), "drop_last": str(demand.drop_last)} | told
+
+
+def _declare(tasks: DataTasks, settings: Mapping[str, str], batches: int) -> None:
+    try:
+        tasks.declare(settings, batches)
+    except SettingsMismatch as error:
+        if error.fact.startswith("content is"):
+            error.todo = (
+                "give every worker the same data; where they only decode it differently, "
+                "give digest=False, or a digest= of your own"
+            )
+        raise
