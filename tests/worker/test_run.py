@@ -205,10 +205,8 @@ def test_the_coordinator_is_on_no_steps_path(whole, monkeypatch):
     run = whole.join()
     model, loader, optimizer = part(run, batch_size=2)
     heard = threading.Event()
-    send = run._session._send_settled
-    monkeypatch.setattr(
-        run._session._settler, "_send", lambda *batches: heard.wait(30) and send(*batches)
-    )
+    send = run._session._send_news
+    monkeypatch.setattr(run._session._settler, "_send", lambda news: heard.wait(30) and send(news))
     batches = iter(loader)
     for _ in range(3):
         inputs, _ = next(batches)
@@ -233,4 +231,27 @@ def test_a_script_can_ask_whether_the_run_drains(whole):
         assert time.monotonic() < deadline, "the drain is not heard of"
     run.finish()
     run.close()
+    assert whole.end() == 0
+
+
+def test_a_joiner_has_the_others_weights_epoch_and_place_in_the_schedule(whole):
+    first = whole.join()
+    model, loader, optimizer = part(first)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for _ in range(5):
+        assert train(model, loader, optimizer)
+        schedule.step()
+    second = whole.join()
+    joined, its_loader, its_optimizer = part(second)
+    its_schedule = torch.optim.lr_scheduler.ExponentialLR(its_optimizer, 0.5)
+    for _ in range(5):
+        assert not train(joined, its_loader, its_optimizer), "these epochs are done"
+        its_schedule.step()
+    assert its_schedule.get_last_lr() == schedule.get_last_lr()
+    assert all(map(torch.equal, joined.parameters(), model.parameters()))
+    assert len(train(joined, its_loader, its_optimizer)) + len(
+        train(model, loader, optimizer)
+    ) == len(DATA)
+    side_by_side(first.finish, second.finish)
+    side_by_side(first.close, second.close)
     assert whole.end() == 0

@@ -28,8 +28,8 @@ def adopt(model: nn.Module, optimizer: torch.optim.Optimizer) -> Adopted:
     """The parameters that `optimizer` steps, in the order of its groups, named as in `model`.
 
     A parameter under several names is one, under its first. What the model has and the
-    optimizer lacks stays local. Raises ModelMismatch for a parameter that cannot be held, and
-    UsageError for an optimizer that cannot be wrapped.
+    optimizer lacks is the matter of `still`. Raises ModelMismatch for a parameter that cannot be
+    held, and UsageError for an optimizer that cannot be wrapped.
     """
     _check_optimizer(optimizer)
     kind = kind_of(optimizer)

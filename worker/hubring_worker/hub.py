@@ -2,25 +2,25 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from hubring_common import wire
+from hubring_common.carrier.base import Extents
 from hubring_common.errors import Diverged, RunEnded
-from hubring_common.ids import BatchKey
+from hubring_common.ids import UNLEASED, BatchKey, Seq
 from hubring_worker.contracts import Drawn, Step
 from hubring_worker.flat import FlatModel
 from hubring_worker.lanes import Lanes
 from hubring_worker.link import Order, Outcome, ShardLink
 from hubring_worker.progress import Progress
 from hubring_worker.session import WorkerSession
+from hubring_worker.still import Still
 
 log = logging.getLogger(__name__)
 
 NOT_FINITE_LIMIT = 5
 """Steps in a row with NaN or Inf gradients before the run has diverged."""
-UNLEASED = 1 << 40
-"""Keys of gradients on no leased batch: epoch UNLEASED + session, batch counted. P6 wants a key."""
 
 
 class HubClient:
@@ -42,13 +42,26 @@ class HubClient:
         self.is_final = False
         """No step may follow: others have taken the weights as they are."""
 
-    def start(self, *, seed_them: bool) -> None:
-        """Bring the first weights, or take those that are there."""
+    def start(self, still: Still, *, seed_them: bool) -> None:
+        """Bring the still tensors and the first weights, or take those that are there."""
         if seed_them:
             self._flat.check()
+            self._carry(still, ShardLink.seed_still)
             digests = self._lanes.map([link.seed for link in self._links])
             self._session.mark_seeded(tuple(digests))
+        elif still.specs:
+            self._carry(still, ShardLink.pull_still)
+            still.landed()
+        still.release()
         self.pull()
+
+    def _carry(self, still: Still, call: Callable[[ShardLink, Extents], None]) -> None:
+        """Every shard's part of the still tensors, side by side; no call where there are none."""
+        if still.specs:
+            ranges = (self._flat.layout.still_range(shard) for shard in range(len(self._links)))
+            pairs = zip(self._links, [still.extents(*each) for each in ranges], strict=True)
+            with self._session.waits.named("the hub, for frozen parameters and buffers"):
+                self._lanes.map([partial(call, link, part) for link, part in pairs])
 
     def pull(self) -> None:
         """Land a whole version of every shard."""
@@ -68,9 +81,10 @@ class HubClient:
 
     def flush(self) -> None:
         """Tell the hub of batches that were handed out and that no step followed."""
-        keys, samples = self.drawn.take_delivered() if self.drawn else ((), 0)
+        keys, samples = self.drawn.take_delivered() if self.drawn is not None else ((), 0)
         if keys:
             self._push(abstention(keys, samples))
+        self._tell((), (), 0, confessed=False)
 
     def _push(self, order: Order) -> list[Outcome]:
         started = time.monotonic()
@@ -87,10 +101,19 @@ class HubClient:
         refused = frozenset(order.keys) - settled
         if refused:
             log.info("batches %s go back: a shard had others of the same push", sorted(refused))
-        self._session.settle(settled, refused)
+        confessed = any(outcome.confessed for outcome in outcomes)
+        self._tell(settled, refused, outcomes[0].seq, confessed=confessed)
+
+    def _tell(
+        self, done: Collection[BatchKey], back: Collection[BatchKey], seq: Seq, *, confessed: bool
+    ) -> None:
+        """To the coordinator, which knows of leases."""
+        if self.drawn is not None:
+            done, back = self.drawn.leases_of(done, back)
+        self._session.settle(done, back, seq, confessed=confessed)
 
     def _take_keys(self) -> tuple[tuple[BatchKey, ...], int]:
-        keys, samples = self.drawn.take_delivered() if self.drawn else ((), 0)
+        keys, samples = self.drawn.take_delivered() if self.drawn is not None else ((), 0)
         if not keys:
             self._unleased += 1
             keys = (BatchKey(UNLEASED + self._session.welcome.session, self._unleased),)

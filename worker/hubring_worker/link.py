@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from hubring_common.carrier.base import Carrier, digest_of, total
+from hubring_common.carrier.base import Carrier, Extents, digest_of, total
 from hubring_common.errors import InvalidMessage, LeaseLost, Retryable
-from hubring_common.ids import BatchKey, Digest, PushId, Session
+from hubring_common.ids import BatchKey, Digest, PushId, Seq, Session
 from hubring_common.messages import (
     GroupHypers,
     PullHeader,
@@ -40,12 +40,16 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one shard made of an order. `settled`: the keys that it has, by this push or before."""
+    """What one shard made of an order. `settled`: the keys that it has, by push `seq`, or
+    `confessed`: by an earlier one, so that this push was not applied.
+    """
 
     settled: frozenset[BatchKey]
-    staleness: int
-    resent: int
-    not_finite: str
+    seq: Seq
+    confessed: bool
+    staleness: int = 0
+    resent: int = 0
+    not_finite: str = ""
 
 
 class ShardLink:
@@ -70,10 +74,19 @@ class ShardLink:
         self._seq = self._version = self._resent = 0
 
     def seed(self) -> Digest:
-        weights = self._flat.weight_extents(self._shard)
-        digest, nbytes = digest_of(weights), total(weights)
-        header = SeedHeader(self._run, self._shard, self._session, nbytes, digest)
-        return self._insist(nbytes, lambda t: self._carrier.seed(header, weights, t)).digest
+        return self._seed(self._flat.weight_extents(self._shard), still=False)
+
+    def seed_still(self, tensors: Extents) -> None:
+        """Bring the shard's part of the still tensors; nothing where it keeps none."""
+        if tensors:
+            self._seed(tensors, still=True)
+
+    def pull_still(self, tensors: Extents) -> None:
+        """Fill `tensors`, the shard's part of the still tensors."""
+        if tensors:
+            have = digest_of(tensors)  # workers often begin with the same checkpoint
+            header = PullHeader(self._run, self._shard, self._session, still=True, have=have)
+            self._insist(total(tensors), lambda t: self._carrier.pull(header, tensors, t))
 
     def pull(self) -> None:
         weights = self._flat.weight_extents(self._shard)
@@ -96,6 +109,11 @@ class ShardLink:
     def close(self) -> None:
         self._carrier.close()
 
+    def _seed(self, extents: Extents, *, still: bool) -> Digest:
+        digest, nbytes = digest_of(extents), total(extents)
+        header = SeedHeader(self._run, self._shard, self._session, nbytes, digest, still)
+        return self._insist(nbytes, lambda t: self._carrier.seed(header, extents, t)).digest
+
     def _header(self, order: Order, nbytes: int, digest: Digest) -> PushHeader:
         return PushHeader(
             run=self._run,
@@ -115,9 +133,11 @@ class ShardLink:
         if answer.verdict in {Verdict.APPLIED, Verdict.DUPLICATE}:
             self._seq += 1
             stale = max(0, answer.lsn - 1 - base)
-            return Outcome(frozenset(order.keys), stale, resent, "")
+            keys = frozenset(order.keys)
+            return Outcome(keys, self._seq - 1, confessed=False, staleness=stale, resent=resent)
         # Refused, so the id is unused and names the next push.
-        return Outcome(frozenset(answer.done_keys), 0, resent, answer.param)
+        keys, param = frozenset(answer.done_keys), answer.param
+        return Outcome(keys, self._seq, confessed=True, resent=resent, not_finite=param)
 
     def _see(self, version: int) -> None:
         if version < self._version:

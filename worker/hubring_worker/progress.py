@@ -17,6 +17,7 @@ class Progress:
     def __init__(self) -> None:
         self._steps = self._samples = self._epoch = self._pushes = 0
         self._staleness_sum = self._staleness_max = 0
+        self._staleness: list[int] = []
         self._recent: deque[tuple[float, int, float]] = deque()  # (when, samples, seconds waited)
         self._losses: deque[tuple[float, float]] = deque()
         self._started = time.monotonic()
@@ -28,6 +29,8 @@ class Progress:
         self._pushes += len(outcomes)
         self._staleness_sum += sum(o.staleness for o in outcomes)
         self._staleness_max = max([self._staleness_max, *(o.staleness for o in outcomes)])
+        for outcome in outcomes:
+            self._count(outcome.staleness)
         self._recent.append((time.monotonic(), samples, waited))
         while self._recent[0][0] < time.monotonic() - RECENT:
             self._recent.popleft()
@@ -38,7 +41,13 @@ class Progress:
         while self._losses[0][0] < now - RECENT:
             self._losses.popleft()
 
-    def report(self, waiting_for: str) -> WorkerProgress:
+    def _count(self, staleness: int) -> None:
+        """In buckets: 0, 1, 2-3, 4-7, ..."""
+        bucket = staleness.bit_length()
+        self._staleness += [0] * (bucket + 1 - len(self._staleness))
+        self._staleness[bucket] += 1
+
+    def report(self, waiting_for: str, batch_seconds: float) -> WorkerProgress:
         recent, losses = list(self._recent), [loss for _, loss in list(self._losses)]
         window = min(RECENT, time.monotonic() - self._started) or RECENT
         return WorkerProgress(
@@ -52,4 +61,6 @@ class Progress:
             staleness_max=self._staleness_max,
             pushes=self._pushes,
             waiting_for=waiting_for,
+            batch_seconds=batch_seconds,
+            staleness=tuple(self._staleness),
         )
