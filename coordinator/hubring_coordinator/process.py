@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
 
 import grpc
 from grpc_health.v1 import (  # type: ignore[import-untyped]
@@ -18,14 +17,16 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]
 
 from hubring_common import net, report, rpc
 from hubring_common.clock import MonotonicClock
-from hubring_common.errors import KINDS, RunEnded, UsageError
+from hubring_common.errors import KINDS, HubringError, RunEnded, UsageError
 from hubring_common.messages import RunState, Status, StatusRequest, Stop
 from hubring_common.ops import OpsServer
 from hubring_common.timing import Timing
-from hubring_coordinator import summary
+from hubring_coordinator import metrics, summary
 from hubring_coordinator.machine.coordinator import Coordinator
 from hubring_coordinator.machine.events import Put
 from hubring_coordinator.machine.state import Config
+from hubring_coordinator.page.live import Live
+from hubring_coordinator.scalars import Scalars
 from hubring_coordinator.service import THREADS, Service
 from hubring_coordinator.shell import Shell
 from hubring_coordinator.store import MemoryStore, SqliteStore, Store
@@ -45,6 +46,7 @@ class CoordinatorSettings:
 
     An empty `state_dir` keeps nothing: the run ends with the coordinator. An empty `run_dir`
     writes no summary. An empty `run` goes on with the store's unfinished run, or makes a new id.
+    `tensorboard`: a folder for event files, which takes the package of that name; "": none.
     `forming_timeout` in seconds without progress.
     """
 
@@ -61,6 +63,7 @@ class CoordinatorSettings:
     run: str = ""
     forming_timeout: float = 120.0
     plaintext: bool = False
+    tensorboard: str = ""
 
     def __post_init__(self) -> None:
         net.require_private(self.bind, plaintext=self.plaintext)
@@ -132,30 +135,51 @@ class _Process:
         )
         self._health = health.HealthServicer()
         self._server = self._make_server()
-        self._ops = OpsServer(settings.ops, self._readiness, self._status)
+        self._scalars = Scalars(Path(settings.tensorboard)) if settings.tensorboard else None
+        self._live = self._make_live()
+        figures = metrics.registry(self._live.latest)
+        self._ops = OpsServer(settings.ops, self._readiness, self._live.pages(), figures)
 
     def run(self, started: Callable[[str], None]) -> int:
-        port = rpc.bind(self._server, self._settings.bind)
+        port = self._bind()
         self._shell.start()
+        self._live.start()
         self._server.start()
         try:
             self._health.set("", health_pb2.HealthCheckResponse.SERVING)
             where = self._where(self._settings.bind, port)
-            log.info("run %s waits on %s", self._config.run, where)
-            started(f"{where} {self._where(self._settings.ops, self._ops.port)}")
+            ops = self._where(self._settings.ops, self._ops.port)
+            log.info("run %s waits on %s; page http://%s/", self._config.run, where, ops)
+            started(f"{where} {ops}")
             self._wait()
+            self._finish()
         finally:
+            self._live.close()
             self._ops.close()
+            if self._scalars is not None:
+                self._scalars.close()
             self._health.enter_graceful_shutdown()
             self._server.stop(grace=self._settings.timing.heartbeat).wait()
             self._shell.close()
         return self._exit_code()
+
+    def _bind(self) -> int:
+        try:
+            return rpc.bind(self._server, self._settings.bind)
+        except HubringError:
+            self._ops.close()
+            raise
 
     def _make_server(self) -> grpc.Server:
         server = rpc.make_server(self._settings.token, THREADS)
         Service(self._shell).add_to(server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         return server
+
+    def _make_live(self) -> Live:
+        settings, scalars = self._settings, self._scalars
+        looked = scalars.write if scalars is not None else lambda _status: None
+        return Live(self._status, settings.timing, self._config.run, settings.state_dir, looked)
 
     def _where(self, bind: str, port: int) -> str:
         return net.joined(net.split(bind)[0], port)
@@ -164,9 +188,9 @@ class _Process:
         """For /readyz: members can join."""
         return (self._last is None, "the run is over" if self._last else "")
 
-    def _status(self) -> dict[str, Any]:
-        """For /status.json."""
-        return summary.as_json(self._shell.call(StatusRequest()))
+    def _status(self) -> Status:
+        status: Status = self._shell.call(StatusRequest())
+        return status
 
     def _wait(self) -> None:
         asked = 0
@@ -176,7 +200,13 @@ class _Process:
                 self._shell.tell(Stop(why, at_once=asked > 0))
                 asked += 1
             elif self._last is None and not self._has_exited:
-                log.info("%s", report.progress_line(self._shell.call(StatusRequest())))
+                self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        try:
+            log.info("%s", report.progress_line(self._status()))
+        except HubringError as error:  # a machine that is overloaded goes on without the line
+            log.warning("%s", error)
 
     def _over(self, status: Status) -> None:
         """The summary is written now, and again when the members have said their last word."""
@@ -187,10 +217,20 @@ class _Process:
         if self._config.run_dir:
             summary.write(status, self._config.run_dir)
 
+    def _finish(self) -> None:
+        """The page's last word and the report: not on the machine's thread, since it is large."""
+        if self._last is not None:
+            page = self._live.finish(self._last)
+            if self._config.run_dir:
+                summary.place(self._config.run_dir, summary.REPORT, page)
+
     def _exit(self, status: Status | None) -> None:
         if status is not None:
             log.info("%s", report.outcome(status, self._config.run_dir))
             log.info("%s", report.figures(status, status.seconds))
+            if status.ledger:
+                log.info("ledger  %s", status.ledger)
+            self._last = status
             self._write(status)
         self._has_exited = True
         self._stops.wake()

@@ -6,10 +6,10 @@ from typing import Any
 
 import grpc
 
-from hubring_common import rpc
+from hubring_common import rpc, stacks
 from hubring_common.errors import Busy, HubringError, InvalidMessage
-from hubring_common.messages import FromMember, ToMember
-from hubring_coordinator.machine.events import Attached, Beat, OrderAcked
+from hubring_common.messages import FromMember, MemberStacks, Stacks, StacksRequest, ToMember
+from hubring_coordinator.machine.events import Attached, Beat, OrderAcked, StacksDumped
 from hubring_coordinator.shell import Outbox, Shell
 
 CALLS = (
@@ -22,6 +22,10 @@ CALLS = (
     "LeaveRun",
     "StopRun",
     "GetStatus",
+    "GetLedger",
+    "DrainMember",
+    "DeclareStopRules",
+    "Evaluate",
 )
 MEMBERS = 200
 """Streams at once. Each holds a thread of gRPC's, and its member one more for a parked call."""
@@ -35,7 +39,15 @@ class Service:
 
     def add_to(self, server: grpc.Server) -> None:
         calls: dict[str, Any] = dict.fromkeys(CALLS, self._shell.call)
-        rpc.add_control(server, "Coordinator", {**calls, "Attend": self.attend})
+        rpc.add_control(
+            server, "Coordinator", {**calls, "GetStacks": self.stacks, "Attend": self.attend}
+        )
+
+    def stacks(self, request: StacksRequest) -> Stacks:
+        """The members' stacks, and first this process's own, as it waits for theirs."""
+        answer: Stacks = self._shell.call(request)
+        own = MemberStacks("coordinator", stacks.dump())
+        return Stacks((own, *answer.members))
 
     def attend(
         self, requests: Iterator[FromMember], context: grpc.ServicerContext
@@ -65,7 +77,9 @@ class Service:
         self._shell.close_stream(outbox)
 
 
-def _event(stream: int, message: FromMember, *, is_first: bool) -> Attached | Beat | OrderAcked:
+def _event(
+    stream: int, message: FromMember, *, is_first: bool
+) -> Attached | Beat | OrderAcked | StacksDumped:
     """Raises InvalidMessage where hello is not the first message, or not only that."""
     match message:
         case FromMember(hello=hello) if hello is not None and is_first:
@@ -74,4 +88,6 @@ def _event(stream: int, message: FromMember, *, is_first: bool) -> Attached | Be
             return Beat(stream, heartbeat)
         case FromMember(acked=acked) if acked is not None and not is_first:
             return OrderAcked(stream, acked.order)
+        case FromMember(stacks=dumped) if dumped is not None and not is_first:
+            return StacksDumped(stream, dumped.request, dumped.text)
     raise InvalidMessage("a member says hello first, then heartbeats and acknowledgements")

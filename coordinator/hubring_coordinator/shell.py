@@ -35,6 +35,8 @@ _FIELDS: Mapping[type, str] = {
     m.Quiet: "quiet",
     m.Drain: "drain",
     m.End: "end",
+    m.DumpStacks: "dump_stacks",
+    m.Recall: "recall",
 }
 
 

@@ -1,4 +1,4 @@
-"""The run's status as JSON, and the file that a run leaves behind."""
+"""The run's status as JSON, and the files that a run leaves behind."""
 
 import json
 import logging
@@ -11,7 +11,7 @@ from hubring_common.messages import Status
 
 log = logging.getLogger(__name__)
 
-FILE = "summary.json"
+FILE, REPORT = "summary.json", "report.html"
 
 
 def as_json(status: Status) -> dict[str, Any]:
@@ -21,12 +21,17 @@ def as_json(status: Status) -> dict[str, Any]:
 
 
 def write(status: Status, run_dir: str) -> None:
-    """Whole or not at all. A folder that cannot be written costs the summary, not the run."""
+    """The summary, whole or not at all."""
+    place(run_dir, FILE, json.dumps(as_json(status), indent=2, allow_nan=False) + "\n")
+
+
+def place(run_dir: str, name: str, text: str) -> None:
+    """Whole or not at all. A folder that cannot be written costs the file, not the run."""
     folder = Path(run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        draft = folder / f".{FILE}.{os.getpid()}"
-        draft.write_text(json.dumps(as_json(status), indent=2, allow_nan=False) + "\n")
-        draft.replace(folder / FILE)
+        draft = folder / f".{name}.{os.getpid()}"
+        draft.write_text(text, encoding="utf-8", errors="replace")
+        draft.replace(folder / name)
     except OSError as error:
-        log.warning("cannot write %s: %s", folder / FILE, error)
+        log.warning("cannot write %s: %s", folder / name, error)

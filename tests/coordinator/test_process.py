@@ -80,7 +80,8 @@ def test_a_stopped_run_exits_with_0_and_leaves_a_summary(tmp_path):
     assert served.end() == 0
     found = json.loads((tmp_path / "runs" / "r1" / "summary.json").read_text())
     assert (found["run"], found["state"], found["why"]) == ("r1", "STOPPED", "SIGTERM")
-    assert [path.name for path in (tmp_path / "runs" / "r1").iterdir()] == ["summary.json"]
+    left = sorted(path.name for path in (tmp_path / "runs" / "r1").iterdir())
+    assert left == ["report.html", "summary.json"]
 
 
 def test_a_failed_run_exits_with_its_kinds_code(tmp_path):
@@ -239,7 +240,7 @@ def test_torch_is_never_loaded():
         "stops = StopRequests()\n"
         "stops.ask('enough')\n"
         "code = serve(CoordinatorSettings(token='t'), lambda where: None, stops)\n"
-        "print(code, sorted({'torch', 'numpy'} & set(sys.modules)))\n"
+        "print(code, sorted({'torch', 'numpy', 'plotly', 'tensorboard'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", script]
     run = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

@@ -34,11 +34,13 @@ from hubring_common.messages import (
     Leave,
     MemberState,
     ModelDeclaration,
+    Pushed,
     Role,
     RunState,
     Seeded,
     Settle,
     ShardProgress,
+    StacksRequest,
     Status,
     StatusRequest,
     Take,
@@ -178,8 +180,8 @@ def train(rig: Rig, worker: Member) -> int:
     while (
         taken := rig.call("TakeTask", Take(worker.session, 0, next(SEQS)))
     ).state is TakeState.TASK:
-        rig.call("SettleTasks", Settle(worker.session, done=(taken.span,)))
-        count += taken.span.count
+        rig.call("SettleTasks", Settle(worker.session, done=(Pushed(taken.spans[0]),)))
+        count += taken.spans[0].count
     return count
 
 
@@ -191,6 +193,15 @@ def seeded(rig: Rig) -> tuple[Member, Member]:
     assert rig.call("MarkSeeded", Seeded(worker.session, (1,))) == Done()
     assert worker.next("formed").seeded
     return server, worker
+
+
+def test_the_stacks_of_all():
+    with running() as rig:
+        rig.server_member()
+        rig.worker()
+        shown = rig.call("GetStacks", StacksRequest()).members
+    assert [each.member for each in shown] == ["coordinator", "server-0", "worker-0"]
+    assert all("test_the_stacks_of_all" in each.text for each in shown)  # one process here
 
 
 def test_a_whole_run():
@@ -287,14 +298,14 @@ def test_a_parked_take_waits_a_heartbeat_at_most():
         other = wire.decode(ToMember, next(call)).welcome.session
         rig.call("DeclareModel", ModelDeclaration(other, SPEC, SETTINGS))
         assert wire.decode(ToMember, next(call)).formed.seeded
-        held = rig.call("TakeTask", Take(other, 0, next(SEQS))).span
+        held = rig.call("TakeTask", Take(other, 0, next(SEQS))).spans[0]
         call.cancel()
         answers = []
         while not answers or answers[-1].state is not TakeState.WAIT:
             answers.append(rig.call("TakeTask", Take(worker.session, 0, next(SEQS))))
         assert answers[-1].why.startswith("worker-1 (last heard 0 s ago) holds")
         eventually(lambda: rig.member("worker-1").state is MemberState.DEAD, "its lease ends")
-        again = rig.call("TakeTask", Take(worker.session, 0, next(SEQS))).span
+        again = rig.call("TakeTask", Take(worker.session, 0, next(SEQS))).spans[0]
         assert again.first == held.first
         assert server.lost.empty()
 
