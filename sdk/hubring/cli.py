@@ -1,16 +1,14 @@
 """The command `hubring`: reads options, once, and hands plain values on. Loads no torch itself."""
 
-import json
 import sys
 from pathlib import Path
-from typing import Any
 
 from cyclopts import App
 from cyclopts.config import Env, Toml
-from rich.console import Console
 
-from hubring import __version__
+from hubring import __version__, data, watching
 from hubring import options as o
+from hubring.terminal import console, print_json
 from hubring_common.errors import HubringError
 
 app = App(
@@ -20,8 +18,17 @@ app = App(
     help_format="plaintext",
     config=[Env("HUBRING_", command=False, show=False), Toml("hubring.toml")],
 )
+app.command(data.app)
+for command in (
+    watching.status,
+    watching.top,
+    watching.stop,
+    watching.drain,
+    watching.stacks,
+    watching.doctor,
+):
+    app.command(command)
 LOCAL, MEMBER = o.Local(), o.Member()
-PLAIN_WIDTH = 200
 
 
 @app.command
@@ -31,7 +38,8 @@ def demo(*arguments: o.Arguments, example: str = "digits", local: o.Local = LOCA
     Parameters
     ----------
     example
-        digits (a CNN on handwritten digits), linear_regression, or char_rnn.
+        digits (a CNN on handwritten digits), linear_regression, char_rnn, char_gpt,
+        digits_lightning or digits_accelerate.
 
     """
     from hubring.catalogue import find
@@ -66,6 +74,7 @@ def coordinator(
     plaintext: o.Plaintext = False,
     make_token: bool = False,
     forming_timeout: float = 120.0,
+    tensorboard: o.TensorBoard = "",
 ) -> int:
     """Serve one run: members, data, the run's life. Ends when the run does, with its exit code.
 
@@ -97,6 +106,7 @@ def coordinator(
         plaintext=plaintext,
         make_token=make_token,
         forming_timeout=forming_timeout,
+        tensorboard=tensorboard,
     )
 
 
@@ -151,48 +161,15 @@ def worker(
     return members.worker(member, command, coordinator=coordinator)
 
 
-@app.command
-def status(
-    *,
-    coordinator: o.Coordinator = "",
-    token_file: o.TokenFile = None,
-    runs: o.Runs = Path("runs"),
-    json: o.Json = False,
-) -> int:
-    """Show a running cluster: members, shards, data, the run's state.
-
-    Without --coordinator: the newest cluster that runs below the folder --runs.
-    """
-    from hubring import inspection
-
-    shown = inspection.status(coordinator, token_file, runs)
-    if json:
-        _print_json(inspection.as_json(shown))
-    else:
-        inspection.draw(shown, _console())
-    return 0
-
-
 def _launch(script: list[str], example: str, local: o.Local) -> int:
     from hubring.display import Display
     from hubring.launch import Launch
 
-    console = _console(stderr=local.json)
-    with Display(console) as display:
+    with Display(console(stderr=local.json)) as display:
         outcome = Launch(local.plan(), script, example, display).run()
     if local.json:
-        _print_json(outcome.summary)
+        print_json(outcome.summary)
     return outcome.exit_code
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """A terminal as wide as it is; anything else wide enough that no line is broken."""
-    console = Console(stderr=stderr)
-    return console if console.is_terminal else Console(stderr=stderr, width=PLAIN_WIDTH)
-
-
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value) + "\n")
 
 
 def main() -> None:

@@ -3,7 +3,16 @@
 from typing import Self
 
 from hubring_common import rpc
-from hubring_common.messages import Status, StatusRequest, Stop
+from hubring_common.messages import (
+    Ledger,
+    LedgerRequest,
+    MemberDrain,
+    Stacks,
+    StacksRequest,
+    Status,
+    StatusRequest,
+    Stop,
+)
 
 
 class Control:
@@ -17,6 +26,20 @@ class Control:
     def status(self) -> Status:
         answer: Status = self._caller.call("GetStatus", StatusRequest(), self._timeout)
         return answer
+
+    def stacks(self) -> Stacks:
+        """Every member's Python stacks. The coordinator waits for them up to half a lease."""
+        answer: Stacks = self._caller.call("GetStacks", StacksRequest(), self._timeout)
+        return answer
+
+    def ledger(self, epoch: int) -> Ledger:
+        """Who trained each batch of one epoch."""
+        answer: Ledger = self._caller.call("GetLedger", LedgerRequest(epoch), self._timeout)
+        return answer
+
+    def drain(self, member: str, why: str) -> None:
+        """One worker finishes what it has in hand and leaves. Raises UsageError for no such one."""
+        self._caller.call("DrainMember", MemberDrain(member, why), self._timeout)
 
     def stop(self, why: str, *, at_once: bool = False) -> None:
         """Drain the run, or end it `at_once`."""

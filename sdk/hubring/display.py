@@ -57,6 +57,8 @@ class Display:
         self._console.print(Text(outcome(status, str(folder)), style=style))
         if status.state is not RunState.FAILED:
             self._console.print(Text(figures(status, seconds)))
+        if status.ledger:
+            self._console.print(Text(f"ledger  {status.ledger}"))
         self._console.print(members(status))
 
 

@@ -35,7 +35,8 @@ class EmbeddedCluster:
         """End the processes, and say how the run ended and where its results lie."""
         self._local.close()
         if (status := self._local.final_status()) is not None:
-            lines = outcome(status, str(self._local.folder)), figures(status, status.seconds)
+            lines = [outcome(status, str(self._local.folder)), figures(status, status.seconds)]
+            lines += [f"ledger  {status.ledger}"] if status.ledger else []
             sys.stderr.write("\n".join(lines) + "\n")
 
     def _drain(self, _signal: int, _frame: FrameType | None) -> None:

@@ -19,14 +19,19 @@ from hubring_common.report import progress_line
 
 def status(coordinator: str, token_file: Path | None, runs: Path) -> Status:
     """Raises UsageError where no cluster is named and none runs below `runs`."""
-    if not coordinator:
-        found = find_running(runs)
-        if found is None:
-            fact = f"no cluster runs below {runs}"
-            raise UsageError(fact, todo="name one with --coordinator HOST:PORT and --token-file")
-        coordinator, token_file = found
+    coordinator, token_file = find(coordinator, token_file, runs)
     with Control(coordinator, read_token(token_file)) as control:
         return control.status()
+
+
+def find(coordinator: str, token_file: Path | None, runs: Path) -> tuple[str, Path | None]:
+    """The cluster that is named, or else the newest below `runs`. Raises UsageError."""
+    if coordinator:
+        return coordinator, token_file
+    if (found := find_running(runs)) is None:
+        fact = f"no cluster runs below {runs}"
+        raise UsageError(fact, todo="name one with --coordinator HOST:PORT and --token-file")
+    return found
 
 
 def as_json(shown: Status) -> dict[str, Any]:

@@ -74,13 +74,14 @@ class Launch:
         from hubring import copies
 
         self._cluster.await_coordinator()
+        self._display.say(f"page  {self._cluster.page}")
         copies.start(self._cluster, self._script, self._display.say)
 
     # --- while it runs ---
 
     def _watch(self, control: Control) -> None:
         """Until the coordinator has ended, which it does last, or is asked twice in vain."""
-        while self._cluster.coordinator.returncode is None:
+        while not self._has_ended():
             try:
                 self._look(control.status())
                 self._mind_workers(control)
@@ -91,6 +92,18 @@ class Launch:
                     return
             self._woken.wait(POLL)
             self._woken.clear()
+
+    def _has_ended(self) -> bool:
+        """A coordinator that was killed is started again: the others train on meanwhile."""
+        code = self._cluster.coordinator.returncode
+        if code is None:
+            return False
+        verdict = self._restarts.judge("coordinator", code)
+        if code >= 0 or not verdict.again or self._asked:
+            return True
+        self._display.say(verdict.words)
+        self._cluster.restart_coordinator()
+        return False
 
     def _look(self, status: Status) -> None:
         self._lead = time.monotonic() - self._began - status.seconds

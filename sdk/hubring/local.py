@@ -23,6 +23,7 @@ START_TIMEOUT = 30.0
 """Seconds that a process may take to say that it is ready."""
 GRACE = 5.0
 """Seconds that a process may take to end once the run is over."""
+ANY_PORT = "127.0.0.1:0"
 ADDRESS_FILE, SUMMARY_FILE = "cluster.json", "summary.json"
 SCRIPT_COMMAND = (sys.executable, "-m", "hubring.script")
 
@@ -49,6 +50,11 @@ class LocalCluster:
         return self.members[0]
 
     @property
+    def page(self) -> str:
+        """The page's address, once the coordinator is there."""
+        return f"http://{self.ops}/"
+
+    @property
     def server_state(self) -> Path:
         """The folder in which the servers claim their slots."""
         return self._state / "servers"
@@ -66,9 +72,18 @@ class LocalCluster:
             *("coordinator", "--servers", str(plan.servers), "--workers", str(plan.workers)),
             *("--mode", plan.mode, "--seed", str(plan.seed)),
             *("--run-id", self.run, "--run-dir", str(self.folder)),
-            *("--bind", "127.0.0.1:0", "--state", str(self._state / "coordinator")),
+            *("--bind", self.address or ANY_PORT, "--ops", self.ops or ANY_PORT),
+            *("--state", str(self._state / "coordinator")),
+            *(("--tensorboard", plan.tensorboard) if plan.tensorboard else ()),
         )
-        self.members.append(Child("coordinator", Program(command), self._log_of("coordinator")))
+        child = Child("coordinator", Program(command), self._log_of("coordinator"))
+        self.members[:1] = [child]
+
+    def restart_coordinator(self) -> None:
+        """A new one where the one that ended was: it goes on from that one's store."""
+        self.coordinator.kill()
+        self.start_coordinator()
+        self.await_coordinator()
 
     def await_coordinator(self) -> None:
         self.address, self.ops = self._announced(self.coordinator).split()

@@ -29,6 +29,7 @@ def coordinator(
     plaintext: bool,
     make_token: bool,
     forming_timeout: float,
+    tensorboard: str,
 ) -> int:
     from hubring_coordinator.process import CoordinatorSettings, StopRequests, serve
 
@@ -49,6 +50,7 @@ def coordinator(
         run=run,
         forming_timeout=forming_timeout,
         plaintext=plaintext,
+        tensorboard=tensorboard,
     )
     stops = StopRequests()
     _on_signals(lambda: stops.ask("asked to stop"))

@@ -54,7 +54,8 @@ Bind: TypeAlias = Annotated[
     str, Parameter(group=PLACE, help="HOST:PORT to listen on; port 0 takes a free one.")
 ]
 Ops: TypeAlias = Annotated[
-    str, Parameter(group=PLACE, help="HOST:PORT for /healthz, /readyz and /metrics.")
+    str,
+    Parameter(group=PLACE, help="HOST:PORT for probes, metrics and the coordinator's page."),
 ]
 State: TypeAlias = Annotated[
     Path, Parameter(group=PLACE, help="Folder for what must outlive a restart.")
@@ -65,6 +66,10 @@ Runs: TypeAlias = Annotated[
 Plaintext: TypeAlias = Annotated[
     bool,
     Parameter(group=PLACE, negative="", help="Allow unencrypted traffic beyond this machine."),
+]
+TensorBoard: TypeAlias = Annotated[
+    str,
+    Parameter(group=OUTPUT, help="Folder for event files; needs hubring[tensorboard]."),
 ]
 Json: TypeAlias = Annotated[
     bool, Parameter(group=OUTPUT, negative="", help="One JSON object on standard output.")
@@ -94,10 +99,12 @@ class Local:
     seed: Seed = 0
     timeout: Timeout = 10.0
     runs: Runs = Path("runs")
+    tensorboard: TensorBoard = ""
     json: Json = False
 
     def plan(self) -> LocalPlan:
-        return LocalPlan(self.workers, self.servers, self.mode, self.seed, self.timeout, self.runs)
+        shape = (self.workers, self.servers, self.mode, self.seed, self.timeout, self.runs)
+        return LocalPlan(*shape, tensorboard=self.tensorboard)
 
 
 @Parameter(name="*")

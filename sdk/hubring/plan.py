@@ -6,7 +6,9 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class LocalPlan:
-    """What to start. `timeout` in seconds; `runs` is the folder of all runs."""
+    """What to start. `timeout` in seconds; `runs` is the folder of all runs, `tensorboard`
+    one for event files ("": none).
+    """
 
     workers: int = 2
     servers: int = 2
@@ -14,3 +16,4 @@ class LocalPlan:
     seed: int = 0
     timeout: float = 10.0
     runs: Path = Path("runs")
+    tensorboard: str = ""

@@ -4,11 +4,13 @@ import atexit
 import logging
 import multiprocessing
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 from hubring.embedded import EmbeddedCluster
@@ -66,11 +68,26 @@ def init(
     atexit.register(_at_exit)
     if address:
         _Current.run = _join(address, timeout)
+        _leave_on_sigterm(_Current.run)
     else:
         plan = LocalPlan(1, servers, mode, seed, timeout, Path(runs))
         _Current.cluster = EmbeddedCluster(plan)
         _Current.run = Run(*_Current.cluster.start())
     return _Current.run
+
+
+def _leave_on_sigterm(run: Run) -> None:
+    """A worker that is scaled away finishes its batch and gives the others back; a second
+    SIGTERM ends it at once. A handler of the script's own stays.
+    """
+
+    def leave(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        run.drain("SIGTERM")
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, leave)
 
 
 def _join(address: str, timeout: float = 10.0) -> Run:
