@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from cluster.command import environment, finish, hubring
-from examples import char_rnn, digits, linear_regression
+from examples import char_gpt, char_rnn, digits, linear_regression
 from safetensors.torch import load_model
+
+from hubring import catalogue
 
 FOLDER = Path(digits.__file__).parent
 KEYS = {
@@ -69,6 +71,20 @@ def test_char_rnn(tmp_path):
     assert found < len(characters)
 
 
+def test_char_gpt(tmp_path):
+    options = ("--minutes", "0.03", "--width", "32", "--window", "32")
+    summary = one_object(
+        hubring(tmp_path, "demo", "--example", "char_gpt", "--json", "--", *options)
+    )
+    assert summary["example"] == "char_gpt"
+    _, test, characters = char_rnn.data()
+    model = char_gpt.CharGPT(len(characters), window=32, width=32, blocks=2)
+    load_model(model, summary["model"])
+    found = char_gpt.perplexity(model, test)
+    assert found == pytest.approx(summary["test_perplexity"], rel=1e-4)
+    assert found < len(characters)
+
+
 def test_an_example_runs_alone(tmp_path):
     script = str(FOLDER / "linear_regression.py")
     alone = subprocess.Popen(
@@ -85,6 +101,6 @@ def test_an_example_runs_alone(tmp_path):
     assert len(list(tmp_path.glob("runs/*/model.safetensors"))) == 1
 
 
-@pytest.mark.parametrize("example", ["digits", "linear_regression", "char_rnn"])
+@pytest.mark.parametrize("example", catalogue.NAMES)
 def test_an_example_is_short(example):
     assert len((FOLDER / f"{example}.py").read_text().splitlines()) <= 130
