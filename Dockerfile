@@ -13,6 +13,12 @@ RUN /venv/bin/python -c "import tomllib; print(*tomllib.load(open('pyproject.tom
  && /venv/bin/pip install --no-cache-dir --disable-pip-version-check -c constraints.txt \
       ${TORCH_INDEX:+--extra-index-url $TORCH_INDEX} -r requirements.txt
 
+# Charts on the coordinator's page: Plotly's script out of its wheel, and nothing that it needs to
+# be imported.
+FROM packages AS page
+RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['page'], sep='\n')" > page.txt \
+ && /venv/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-compile -c constraints.txt --target /page -r page.txt
+
 FROM ${BASE} AS hubring
 # /run/hubring: the run's token. /state: what outlives a restart. /runs: results.
 RUN groupadd -g 10001 hub && useradd -u 10001 -g hub -M -d /nonexistent hub \
@@ -34,6 +40,8 @@ COPY examples examples
 USER hub
 
 FROM hubring AS coordinator
+COPY --from=page /page/plotly/package_data/plotly.min.js /page/plotly/package_data/
+ENV PYTHONPATH=${PYTHONPATH}:/page
 ENTRYPOINT ["python", "-m", "hubring", "coordinator"]
 
 FROM hubring AS server

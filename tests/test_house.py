@@ -46,6 +46,15 @@ def test_every_module_says_what_lives_there():
     assert not [str(file) for file in SOURCES if not ast.get_docstring(ast.parse(file.read_text()))]
 
 
+def test_no_decision_looks_at_the_time_of_day():
+    """A clock that is set back an hour must take no lease: only what is shown has a time of day."""
+    shown = {"coordinator/hubring_coordinator/scalars.py", "sdk/hubring/local.py"}
+    shown |= {"sdk/hubring/top.py", "coordinator/hubring_coordinator/process.py"}
+    names = ("time.time(", "time.time_ns(", "datetime", "time.strftime(", "localtime(")
+    found = {str(p.relative_to(ROOT)) for p in SOURCES if any(n in p.read_text() for n in names)}
+    assert found <= shown | {"common/hubring_common/logs.py"}
+
+
 def test_the_exported_names():
     assert sorted(hubring.__all__) == ["HubringError", "Run", "__version__", "init"]
     for name in hubring.__all__:
@@ -61,6 +70,7 @@ def test_the_exported_names():
         "hubring.cli",
         "hubring.launch",
         "hubring.inspection",
+        "hubring.top",
         "hubring_coordinator.process",
     ],
 )

@@ -142,6 +142,8 @@ def test_a_worker_that_slept_through_its_lease_is_fenced_and_joins_anew(place):
     slow = ("--", "--epochs", "2", "--pause", "0.05", "--mark", str(mark))
     worker = launch("worker", TINY, "--coordinator", address, *slow)
     wait_for(mark.exists, "the first step")
+    # Else the run would end while the only worker's script is started again.
+    other = launch("worker", TINY, "--coordinator", address, *slow[:2], "2", "--pause", "0.2")
     (script,) = children_of(worker.pid)
     os.kill(script, signal.SIGSTOP)
     where = ("--coordinator", address, "--token-file", str(folder / "token"))
@@ -155,6 +157,6 @@ def test_a_worker_that_slept_through_its_lease_is_fenced_and_joins_anew(place):
     done = finish(worker)
     assert done.returncode == 0, done.stderr
     assert "exit code 11" in done.stderr and "starting it again" in done.stderr
-    assert finish(coordinator).returncode == 0
+    assert finish(other).returncode == finish(coordinator).returncode == 0
     summary = json.loads((folder / "runs" / "slept" / "summary.json").read_text())
     assert [e["done"] for e in summary["epochs"]] == [30, 30]

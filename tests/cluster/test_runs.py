@@ -50,7 +50,7 @@ def test_a_run_in_one_json_object(tmp_path):
     assert summary["pushes"] == 120 and summary["duplicates"] == 0
     assert summary["mse"] < 0.5 and summary["first_step_seconds"] < summary["seconds"]
     assert sorted(p.name for p in Path(summary["model"]).parent.iterdir()) == [
-        "logs", "model.safetensors", "summary.json",
+        "logs", "model.safetensors", "report.html", "summary.json",
     ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ class Compose:
         ports = {"HUBRING_PORT": free_port(), "HUBRING_OPS_PORT": free_port()}
         self._environment = {**os.environ, **ports, "COMPOSE_PROJECT_NAME": name, **environment}
         self._files: tuple[str, ...] = ()
+        self.address = f"127.0.0.1:{ports['HUBRING_PORT']}"
 
     def add_file(self, path: Path) -> None:
         base = str(ROOT / "docker-compose.yml")
@@ -41,6 +42,10 @@ class Compose:
         )
         assert not check or done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
         return done
+
+    @staticmethod
+    def docker(*words: str) -> str:
+        return subprocess.check_output(["docker", *words], text=True, timeout=PATIENCE)
 
     def exit_codes(self) -> dict[str, int]:
         """Container -> exit code, of all that have ended."""

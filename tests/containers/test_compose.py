@@ -6,17 +6,11 @@ import subprocess
 
 import pytest
 import torch
-from containers.compose import ROOT, Compose
+from containers.compose import Compose
 from examples import digits
 from safetensors.torch import load_model
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(600)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def images():
-    """Built once; the tests then start from the same images."""
-    subprocess.run(["docker", "compose", "build", "-q"], cwd=ROOT, check=True, timeout=540)
 
 
 @pytest.fixture
