@@ -31,7 +31,7 @@ test-containers: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python $(PIP) -c constraints.txt -e '.[dev]'
+	$(VENV)/bin/python $(PIP) -c constraints.txt -e '.[dev,page]'
 	touch $@
 
 $(GEN)/.stamp: proto/requirements.txt
