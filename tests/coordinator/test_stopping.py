@@ -21,7 +21,7 @@ from hubring_common.messages import (
     WorkerProgress,
 )
 from hubring_coordinator.machine import events
-from hubring_coordinator.machine.stopping import Rules, Watch
+from hubring_coordinator.machine.rules import Rules, Watch
 
 
 def declared(cluster, worker, *rules):

@@ -83,18 +83,17 @@ class Attendance:
             state.depart(member)
 
     def caller(self, session: Session) -> Member:
-        """The live member that calls, now heard of. Raises LeaseLost."""
-        member = self._state.roster.all.get(session)
-        if member is None or not member.is_live:
-            self._refuse_session(session, member)
+        """The live member that calls, now heard of. Raises LeaseLost, or RunEnded."""
+        member = self.live(session)
         member.heard = self._state.now
         return member
 
-    def require_live(self, session: Session) -> None:
-        """Without counting as a sign of life. Raises LeaseLost, or RunEnded."""
+    def live(self, session: Session) -> Member:
+        """As `caller`, without counting as a sign of life."""
         member = self._state.roster.all.get(session)
         if member is None or not member.is_live:
             self._refuse_session(session, member)
+        return member
 
     def mark_first_step(self) -> None:
         state = self._state

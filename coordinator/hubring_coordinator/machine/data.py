@@ -82,8 +82,8 @@ class Data:
         for pushed, runs in zip(settle.done, news, strict=True):
             self._enter(settle.session, pushed, runs)
             state.run.steps += 0 if pushed.confessed or not runs else _pushes(pushed)
-        state.touch("run")
         if settle.done:
+            state.touch("run")
             self._attendance.mark_first_step()
         member = self._attendance.caller(settle.session)
         self._sharing.answered(member, settle)
@@ -109,12 +109,11 @@ class Data:
                 self._state.effects.append(Answer(parked.call, result))
 
     def _judge_again(self, parked: Parked) -> Taken | HubringError | None:
-        state, session = self._state, parked.take.session
+        state = self._state
         if state.run.state.is_over:
             return state.ended_error()
         try:
-            self._attendance.require_live(session)
-            taken = self._judge(state.roster.all[session], parked.take)
+            taken = self._judge(self._attendance.live(parked.take.session), parked.take)
         except HubringError as error:
             return error
         is_due = state.now - parked.since >= state.config.timing.heartbeat

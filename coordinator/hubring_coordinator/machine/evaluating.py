@@ -41,9 +41,8 @@ class Evaluating:
         self.parked.append(Parked(call, part, self._state.now))
 
     def advance(self) -> None:
-        for evaluation in self._state.evaluations.all.values():
-            if not evaluation.is_done:
-                self._go_on(evaluation)
+        if (evaluation := self._state.evaluations.current) is not None:
+            self._go_on(evaluation)
 
     def answer(self) -> None:
         """Whoever can go on; and after a heartbeat the others too, with the reason of the wait."""
@@ -57,10 +56,10 @@ class Evaluating:
 
     def awaited(self) -> tuple[int, list[Member]]:
         """The evaluation that gathers, and who has not come to it; (0, []): none does."""
-        for evaluation in self._state.evaluations.all.values():
-            if not (evaluation.is_open or evaluation.is_done):
-                return evaluation.number, self._missing(evaluation)
-        return 0, []
+        evaluation = self._state.evaluations.current
+        if evaluation is None or evaluation.is_open:
+            return 0, []
+        return evaluation.number, self._missing(evaluation)
 
     def _go_on(self, evaluation: Evaluation) -> None:
         state = self._state
@@ -96,7 +95,7 @@ class Evaluating:
         if state.run.state.is_over:
             return state.ended_error()
         try:
-            self._attendance.require_live(part.session)
+            self._attendance.live(part.session)
         except HubringError as error:
             return error
         evaluation = state.evaluations.all[part.number]

@@ -128,28 +128,27 @@ class Evaluations:
             number, batch = map(int, key.split(":"))
             totals = {name: Total(*map(float, pair)) for name, pair in row.items()}
             self.all[number].measured[batch] = totals
+        self.latest: dict[str, float] = {}
+        """The newest value of each metric. Read after every event."""
+        for evaluation in self.all.values():
+            self.latest.update(evaluation.metrics)
 
     @property
-    def latest(self) -> dict[str, float]:
-        """The newest value of each metric."""
-        found: dict[str, float] = {}
-        for evaluation in self.all.values():
-            found.update(evaluation.metrics)
-        return found
-
-    def has(self, metric: str) -> bool:
-        return metric in self.latest
+    def current(self) -> Evaluation | None:
+        """The one that is under way: the last, since nobody begins one before the last is done."""
+        last = self.all.get(len(self.all))
+        return None if last is None or last.is_done else last
 
     @property
     def is_open(self) -> bool:
         """The weights must stand still."""
-        return any(e.is_open and not e.is_done for e in self.all.values())
+        return self.current is not None and self.current.is_open
 
     def begin(self, part: EvaluationPart, by: str) -> Evaluation:
         """The evaluation that `part` is of. Raises UsageError where it cannot be begun."""
         number = part.number
         if number not in self.all:
-            if number != len(self.all) + 1 or part.batches < 1:
+            if number != len(self.all) + 1 or self.current is not None or part.batches < 1:
                 fact = (
                     f"evaluation {number} of {part.batches} batches cannot follow {len(self.all)}"
                 )
@@ -181,6 +180,7 @@ class Evaluations:
     def finish(self, evaluation: Evaluation, seconds: float, steps: int) -> None:
         self._forget_totals(evaluation)
         evaluation.finish(seconds, steps)
+        self.latest.update(evaluation.metrics)
         self._touch("evaluation", evaluation.number)
 
     def _forget_totals(self, evaluation: Evaluation) -> None:

@@ -19,7 +19,7 @@ from hubring_coordinator.machine.evaluation import Evaluations
 from hubring_coordinator.machine.events import Close, Effect, Note, Order, Put, Send
 from hubring_coordinator.machine.ledger import Book
 from hubring_coordinator.machine.members import Member, Roster
-from hubring_coordinator.machine.stopping import Rules
+from hubring_coordinator.machine.rules import Rules
 from hubring_coordinator.machine.tasks import Tasks
 
 VACANT: Session = 0
