@@ -14,11 +14,14 @@ from hubring_common.messages import (
     Stop,
 )
 
+CALL_TIMEOUT = 5.0
+"""Seconds that a call may take."""
+
 
 class Control:
     """Use as a context manager. Calls raise Unreachable, TimedOut or Unauthorized."""
 
-    def __init__(self, address: str, token: str, timeout: float = 5.0) -> None:
+    def __init__(self, address: str, token: str, timeout: float = CALL_TIMEOUT) -> None:
         self._channel = rpc.open_channel(address)
         self._caller = rpc.Caller(self._channel, "Coordinator", token, f"coordinator {address}")
         self._timeout = timeout

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hubring.control import Control
+from hubring.control import CALL_TIMEOUT, Control
 from hubring.display import members
 from hubring.local import find_running
 from hubring.tokens import read_token
@@ -19,19 +19,20 @@ from hubring_common.report import progress_line
 
 def status(coordinator: str, token_file: Path | None, runs: Path) -> Status:
     """Raises UsageError where no cluster is named and none runs below `runs`."""
-    coordinator, token_file = find(coordinator, token_file, runs)
-    with Control(coordinator, read_token(token_file)) as control:
+    with reach(coordinator, token_file, runs) as control:
         return control.status()
 
 
-def find(coordinator: str, token_file: Path | None, runs: Path) -> tuple[str, Path | None]:
+def reach(
+    coordinator: str, token_file: Path | None, runs: Path, timeout: float = CALL_TIMEOUT
+) -> Control:
     """The cluster that is named, or else the newest below `runs`. Raises UsageError."""
-    if coordinator:
-        return coordinator, token_file
-    if (found := find_running(runs)) is None:
-        fact = f"no cluster runs below {runs}"
-        raise UsageError(fact, todo="name one with --coordinator HOST:PORT and --token-file")
-    return found
+    if not coordinator:
+        if (found := find_running(runs)) is None:
+            fact = f"no cluster runs below {runs}"
+            raise UsageError(fact, todo="name one with --coordinator HOST:PORT and --token-file")
+        coordinator, token_file = found
+    return Control(coordinator, read_token(token_file), timeout)
 
 
 def as_json(shown: Status) -> dict[str, Any]:

@@ -8,17 +8,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hubring.control import Control
-from hubring.inspection import find
-from hubring.tokens import read_token
+from hubring.inspection import reach
 from hubring_common import plain
 from hubring_common.messages import Ledger, LedgerEntry
 
 
 def ledger(coordinator: str, token_file: Path | None, runs: Path) -> list[Ledger]:
     """A page an epoch. Raises UsageError where no cluster is named and none runs below `runs`."""
-    coordinator, token_file = find(coordinator, token_file, runs)
-    with Control(coordinator, read_token(token_file)) as control:
+    with reach(coordinator, token_file, runs) as control:
         epochs = [status.epoch for status in control.status().epochs]
         return [control.ledger(epoch) for epoch in range(max(epochs, default=-1) + 1)]
 

@@ -6,9 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from hubring.control import Control
-from hubring.inspection import find
-from hubring.tokens import read_token
+from hubring.inspection import reach
 from hubring_common import plain
 from hubring_common.errors import UsageError
 from hubring_common.messages import MemberStacks
@@ -19,8 +17,7 @@ def stacks(
     member: str, coordinator: str, token_file: Path | None, runs: Path, timing: Timing
 ) -> tuple[MemberStacks, ...]:
     """Of all, or of `member`. Raises UsageError where there is no such cluster or member."""
-    coordinator, token_file = find(coordinator, token_file, runs)
-    with Control(coordinator, read_token(token_file), timing.call()) as control:
+    with reach(coordinator, token_file, runs, timing.call()) as control:
         found = control.stacks().members
     chosen = tuple(each for each in found if member in {"", each.member})
     if not chosen:

@@ -7,7 +7,6 @@ import termios
 import time
 import tty
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 from rich.console import Console, Group, RenderableType
@@ -16,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from hubring.control import Control
-from hubring.tokens import read_token
 from hubring_common.errors import HubringError
 from hubring_common.timing import Timing
 from hubring_coordinator.page.diagnosis import duration
@@ -35,9 +33,8 @@ MEMBERS, EVENTS, WIDTH = 16, 6, 48
 class Top:
     """Use as a context manager. Its history begins with its first look."""
 
-    def __init__(self, coordinator: str, token_file: Path | None, timing: Timing) -> None:
-        self._control = Control(coordinator, read_token(token_file))
-        self._timing, self._history = timing, History()
+    def __init__(self, control: Control, timing: Timing) -> None:
+        self._control, self._timing, self._history = control, timing, History()
 
     def __enter__(self) -> Self:
         return self

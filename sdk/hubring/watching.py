@@ -62,12 +62,9 @@ def stop(
         End it at once, without a model.
 
     """
-    from hubring import inspection
-    from hubring.control import Control
-    from hubring.tokens import read_token
+    from hubring.inspection import reach
 
-    address, file = inspection.find(coordinator, token_file, runs)
-    with Control(address, read_token(file)) as control:
+    with reach(coordinator, token_file, runs) as control:
         control.stop(why, at_once=now)
     console().print("the run ends now" if now else "the run drains: hubring status shows it")
     return 0
@@ -94,12 +91,9 @@ def drain(
         The reason, as the run's record shows it.
 
     """
-    from hubring import inspection
-    from hubring.control import Control
-    from hubring.tokens import read_token
+    from hubring.inspection import reach
 
-    address, file = inspection.find(coordinator, token_file, runs)
-    with Control(address, read_token(file)) as control:
+    with reach(coordinator, token_file, runs) as control:
         control.drain(member, why)
     console().print(f"{member} drains")
     return 0
@@ -175,11 +169,10 @@ def top(
     Without --coordinator: the newest cluster that runs below the folder --runs. Elsewhere than
     on a terminal it is printed once.
     """
-    from hubring import inspection
+    from hubring.inspection import reach
     from hubring.top import Top
 
-    where = inspection.find(coordinator, token_file, runs)
-    with Top(*where, Timing(timeout)) as watched:
+    with Top(reach(coordinator, token_file, runs), Timing(timeout)) as watched:
         if json:
             print_json(watched.look())
         else:
