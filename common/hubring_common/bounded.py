@@ -1,7 +1,9 @@
-"""Text that travels, kept within a size. Pure."""
+"""What travels and could grow, kept within a size. Pure."""
 
 STACKS_LIMIT = 64 << 10
 """Bytes of one process's stacks."""
+BUFFERS_LIMIT = 3 << 20
+"""Bytes of one worker's buffers that are pooled, as float64s. A ResNet-152 has 1.2 MB of them."""
 
 
 def cut(text: str, limit: int) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-log = logging.getLogger(__name__)
+from hubring_common.bounded import BUFFERS_LIMIT
 
-LIMIT = 3 << 20
-"""Bytes; what is larger stays each worker's own. A ResNet-152 has 1.2 MB of them."""
+log = logging.getLogger(__name__)
 
 
 class Buffers:
@@ -25,9 +24,11 @@ class Buffers:
     def __init__(self, model: nn.Module) -> None:
         layers: list[Any] = [module for module in model.modules() if _has_statistics(module)]
         size = 16 * sum(layer.running_mean.numel() for layer in layers)
-        if size > LIMIT:
-            log.warning("%d bytes of running statistics are not pooled: more than %d", size, LIMIT)
-        self._layers = layers if size <= LIMIT else []
+        is_small = size <= BUFFERS_LIMIT
+        if not is_small:
+            words = "%d bytes of running statistics stay each worker's own: at most %d are pooled"
+            log.warning(words, size, BUFFERS_LIMIT)
+        self._layers = layers if is_small else []
 
     def packed(self) -> bytes:
         """Means and second moments, in the order of the layers, as little-endian float64s."""

@@ -25,7 +25,7 @@ class Demand:
         """Raises UsageError where this cannot be leased."""
         _check_samplers(self)
         if self.batch_sampler is None:
-            _check_batch_size(self.batch_size)
+            check_batch_size(self.batch_size)
         if self.shards is None:
             _check_map_style(dataset)
         else:
@@ -92,6 +92,12 @@ def _check_map_style(dataset: Any) -> None:
             f"{name} is an IterableDataset; a stream is leased in shards, and none are named",
             todo="Give run.loader(make, shards=[...]), where make(shard) gives a shard's samples",
         )
+    check_indexed(dataset)
+
+
+def check_indexed(dataset: Any) -> None:
+    """Raises UsageError where samples cannot be counted or picked, or there are none."""
+    name = type(dataset).__name__
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
         raise UsageError(
             f"{name} lacks __len__ or __getitem__",
@@ -124,7 +130,8 @@ def _check_stream(demand: Demand) -> None:
         )
 
 
-def _check_batch_size(batch_size: Any) -> None:
+def check_batch_size(batch_size: Any) -> None:
+    """Raises UsageError where it is no positive int."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UsageError(
             f"batch_size={batch_size!r} is not a positive int",

@@ -3,7 +3,6 @@
 The coordinator says when all have come and who measures what; the totals are merged there.
 """
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +14,10 @@ from torch.utils.data import DataLoader
 from hubring_common.errors import UsageError
 from hubring_common.messages import BatchTotals, EvaluationState, EvaluationTask, Total
 from hubring_worker.buffers import Buffers
+from hubring_worker.demands import check_batch_size, check_indexed
 from hubring_worker.hub import HubClient
 from hubring_worker.seeding import kept_generators
 from hubring_worker.session import WorkerSession
-
-log = logging.getLogger(__name__)
 
 Measure = Callable[[Any], Mapping[str, tuple[Any, Any]]]
 """A batch -> {name: (sum, count)}; the metric is the sum of all sums by the sum of all counts."""
@@ -67,18 +65,11 @@ class _Data:
         if isinstance(dataset, DataLoader):
             fact = "evaluate takes the data set; it was given a DataLoader"
             raise UsageError(fact, todo="Give loader.dataset, and batch_size and collate_fn here")
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            fact = f"{type(dataset).__name__} lacks __len__ or __getitem__"
-            raise UsageError(fact, todo="Evaluate on a map-style data set: one with both")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            fact = f"batch_size={batch_size!r} is not a positive int"
-            raise UsageError(fact, todo="Give the number of samples to evaluate at a time")
+        check_indexed(dataset)
+        check_batch_size(batch_size)
         self._dataset, self._batch_size, self._options = dataset, batch_size, options
         self._samples = len(dataset)
         self.batches = -(-self._samples // batch_size)
-        if not self.batches:
-            fact = f"the data set {type(dataset).__name__} to evaluate on is empty"
-            raise UsageError(fact, todo="Look at the path and the filters it is read with")
 
     @property
     def settings(self) -> dict[str, str]:

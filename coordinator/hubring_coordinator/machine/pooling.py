@@ -5,11 +5,9 @@ What they stand for is the workers' business (`hubring_worker.buffers`).
 
 from collections.abc import Mapping
 
+from hubring_common.bounded import BUFFERS_LIMIT
 from hubring_common.errors import SettingsMismatch
 from hubring_common.ids import Session
-
-LIMIT = 3 << 20
-"""Bytes of one worker's buffers."""
 
 
 def mean(buffers: Mapping[Session, bytes]) -> bytes:
@@ -22,8 +20,8 @@ def mean(buffers: Mapping[Session, bytes]) -> bytes:
 
 def require_alike(mine: bytes, others: Mapping[Session, bytes], by: str) -> None:
     """Raises SettingsMismatch where another worker has more buffers, or fewer."""
-    if len(mine) > LIMIT or len(mine) % 8:
-        fact = f"{len(mine)} bytes of buffers; at most {LIMIT} can be pooled, 8 a number"
+    if len(mine) > BUFFERS_LIMIT or len(mine) % 8:
+        fact = f"{len(mine)} bytes of buffers; at most {BUFFERS_LIMIT} can be pooled, 8 a number"
         raise SettingsMismatch(fact, todo="use the same hubring everywhere")
     for theirs in others.values():
         if len(theirs) != len(mine):
