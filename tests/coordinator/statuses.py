@@ -55,9 +55,8 @@ def status(**more) -> Status:
     return Status(**{**usual, **more})
 
 
-def eventful(seconds=1500.0, steps=12_000, word="") -> Status:
-    """Everything that a page can show, with `word` in every text that is not ours."""
-    members = (
+def its_members(steps, word):
+    return (
         server(0),
         server(1),
         worker(
@@ -87,7 +86,10 @@ def eventful(seconds=1500.0, steps=12_000, word="") -> Status:
         worker(2, state=DEAD, heard=500.0, why=f"its lease ended{word}", steps=steps // 6),
         worker(3, heard=4.2, steps=20, loss=0.4, rate=310.0, wait_share=0.12),
     )
-    events = (
+
+
+def its_events(word):
+    return (
         RunEvent(2.1, "joined", "server-0", "server-0 joined as session 1 from beta"),
         RunEvent(3.0, "joined", "worker-0", f"worker-0 joined as session 3 from alpha{word}"),
         RunEvent(9.0, "training", "worker-0", "run r1 is training: worker-0 seeded 2 shards"),
@@ -95,25 +97,32 @@ def eventful(seconds=1500.0, steps=12_000, word="") -> Status:
         RunEvent(900.0, "joined", f"worker-3{word}", "worker-3 joined as session 7 from gamma"),
         RunEvent(1000.0, f"odd{word}", "", f"something new{word}"),
     )
-    evaluations = (
+
+
+def its_evaluations(steps, word):
+    return (
         EvaluationStatus(1, 40, 40, 500.0, steps // 3, {f"accuracy{word}": 0.91, "loss": 0.4}),
         EvaluationStatus(
             2, 40, 40, 1200.0, 4 * steps // 5, {f"accuracy{word}": 0.957, "loss": 0.3}
         ),
         EvaluationStatus(3, 40, 12),
     )
+
+
+def eventful(seconds=1500.0, steps=12_000, word="") -> Status:
+    """Everything that a page can show, with `word` in every text that is not ours."""
     done = tuple(EpochStatus(n, 400, 400, 0, 0) for n in range(27))
     return status(
         seconds=seconds,
-        members=members,
+        members=its_members(steps, word),
         shards=(
             shard(0, applied=steps, seconds=14.0),
             shard(1, applied=steps, seconds=19.0, queue=1, duplicates=4),
         ),
         epochs=(*done, EpochStatus(27, 400, 390, 10, 0), EpochStatus(28, 400, 121, 24, 255)),
         metrics={f"accuracy{word}": 0.957},
-        events=events,
-        evaluations=evaluations,
+        events=its_events(word),
+        evaluations=its_evaluations(steps, word),
         goals=(
             Goal("steps 20000", 20_000, steps),
             Goal(f"accuracy{word} at least 0.99", 0.99, 0.957),
